@@ -1,0 +1,173 @@
+//! What this node holds: the seam between the flows and whatever stores images.
+//!
+//! The store is the truth and is asked at request time; [`Change`]s only tell the cluster sooner or later what it would
+//! find here.
+
+pub mod containerd;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt, stream};
+
+use crate::oci::{Digest, Key, TagName};
+
+/// Bytes read at once. Large enough that a system call costs nothing beside its copy (256 KiB is 10 % slower, 64 KiB
+/// halves the throughput), small enough that hundreds of readers fit into a small pod.
+const CHUNK: usize = 1 << 20;
+
+/// The images of one node. Its contract is [`crate::testing::conformance`]'s `content` suite.
+#[async_trait]
+pub trait ContentStore: Send + Sync + 'static {
+    /// What a tag points to here. None where the tag is not known.
+    async fn resolve(&self, tag: &TagName) -> Result<Option<Digest>, StoreError>;
+
+    /// A blob that is wholly here, whatever its media type, labels or origin. None where it is not.
+    async fn open(&self, digest: &Digest) -> Result<Option<Blob>, StoreError>;
+
+    /// All that is held now, and then how that changes. A snapshot comes first, and again whenever changes may have
+    /// been missed. The stream never ends: a store that cannot be reached is waited for.
+    fn watch(&self) -> BoxStream<'static, Change>;
+}
+
+/// What the content store says has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Everything held now. A key that is not listed is gone.
+    Snapshot(Vec<Key>),
+    Added(Key),
+    Removed(Key),
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store does not answer: what it holds cannot be told now.
+    #[error("the content store cannot be reached: {0}")]
+    Unreachable(String),
+    /// The store answered, and what it said cannot be used.
+    #[error("the content store failed: {0}")]
+    Failed(String),
+}
+
+/// An open blob: its bytes stay readable although the store may drop it meanwhile.
+pub struct Blob {
+    size: u64,
+    bytes: BlobBytes,
+}
+
+enum BlobBytes {
+    File(Arc<File>),
+    Reader(Arc<dyn ReadRange>),
+}
+
+/// Reads a blob that is no file of ours to open.
+pub trait ReadRange: Send + Sync + 'static {
+    /// The bytes of `range`, in order. An error, or an end before its end, means that the rest cannot be had.
+    fn read_range(&self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
+}
+
+impl Blob {
+    /// `size` is the file's length in bytes.
+    pub fn from_file(file: File, size: u64) -> Self {
+        Self {
+            size,
+            bytes: BlobBytes::File(Arc::new(file)),
+        }
+    }
+
+    pub fn from_reader(reader: impl ReadRange, size: u64) -> Self {
+        Self {
+            size,
+            bytes: BlobBytes::Reader(Arc::new(reader)),
+        }
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The bytes of `range`, in order and not more. A blob that turns out to be shorter ends with an error.
+    pub fn read(&self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        match &self.bytes {
+            BlobBytes::File(file) => read_file(file.clone(), range),
+            BlobBytes::Reader(reader) => exactly(reader.read_range(range.clone()), range),
+        }
+    }
+
+    /// The whole blob in memory, if it is no longer than `limit` bytes.
+    pub async fn read_all(&self, limit: u64) -> io::Result<Bytes> {
+        if self.size > limit {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("{} bytes are more than {limit}", self.size),
+            ));
+        }
+        let chunks: Vec<Bytes> = self.read(0..self.size).try_collect().await?;
+        Ok(chunks.concat().into())
+    }
+}
+
+/// Reads on the blocking pool: a file that is not in the page cache would stop a worker, and every body on it.
+fn read_file(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+    stream::try_unfold(range, move |range| {
+        let file = file.clone();
+        async move {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            let length = (range.end - range.start).min(CHUNK as u64) as usize;
+            let start = range.start;
+            let chunk = tokio::task::spawn_blocking(move || {
+                let mut chunk = vec![0; length];
+                let read = loop {
+                    match file.read_at(&mut chunk, start) {
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        other => break other?,
+                    }
+                };
+                chunk.truncate(read);
+                io::Result::Ok(chunk)
+            })
+            .await??;
+            if chunk.is_empty() {
+                return Err(shorter_than_it_was(start));
+            }
+            let next = start + chunk.len() as u64..range.end;
+            Ok(Some((Bytes::from(chunk), next)))
+        }
+    })
+    .boxed()
+}
+
+/// Holds a foreign stream to the length that was promised for it.
+fn exactly(
+    bytes: BoxStream<'static, io::Result<Bytes>>,
+    range: Range<u64>,
+) -> BoxStream<'static, io::Result<Bytes>> {
+    stream::try_unfold((bytes, range), |(mut bytes, range)| async move {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let Some(mut chunk) = bytes.try_next().await? else {
+            return Err(shorter_than_it_was(range.start));
+        };
+        chunk.truncate(chunk.len().min((range.end - range.start) as usize));
+        let next = range.start + chunk.len() as u64..range.end;
+        Ok(Some((chunk, (bytes, next))))
+    })
+    .boxed()
+}
+
+fn shorter_than_it_was(at: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        format!("the blob ends at byte {at}, before the length that it had when it was opened"),
+    )
+}

@@ -1,0 +1,7 @@
+//! Peili, a stateless image mirror for Kubernetes nodes.
+pub mod oci;
+pub mod readiness;
+pub mod routing;
+pub mod shutdown;
+#[cfg(feature = "testing")]
+pub mod testing;

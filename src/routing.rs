@@ -1,0 +1,62 @@
+//! Who in the cluster holds what: the seam between the flows and the DHT.
+
+pub mod bootstrap;
+pub mod kad;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+use crate::oci::Key;
+
+/// Who in the cluster holds what. Its contract is [`crate::testing::conformance`]'s `routing` suite.
+#[async_trait]
+pub trait Router: Send + Sync + 'static {
+    /// Peers that hold `key`, as they are heard of, each once and never this node. The stream ends with the search,
+    /// which is bounded in time; dropping it leaves the search to others who wait for the same key.
+    fn lookup(&self, key: Key) -> BoxStream<'static, Peer>;
+
+    /// Tells the cluster that this node holds `keys`, and keeps telling it. Repeating a key is harmless.
+    async fn advertise(&self, keys: Vec<Key>) -> Result<(), RouterClosed>;
+
+    /// No longer tells the cluster that this node holds `keys`. What was told before fades by itself.
+    async fn withdraw(&self, keys: Vec<Key>) -> Result<(), RouterClosed>;
+
+    /// A peer refused a connection: it is forgotten until it is next heard of.
+    fn refused(&self, peer: &PeerId);
+}
+
+/// The router's task has ended: the process is shutting down.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the router has ended")]
+pub struct RouterClosed;
+
+/// A peer's name, opaque to everybody but its router.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(Arc<str>);
+
+impl PeerId {
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A peer and where its registry listens: several addresses of the same registry, in no order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub id: PeerId,
+    pub registry: Vec<SocketAddr>,
+}

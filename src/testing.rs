@@ -1,0 +1,3 @@
+//! Fakes of what is slow, privileged or random, and the conformance suites that they and the real things pass alike.
+
+pub mod conformance;

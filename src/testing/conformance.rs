@@ -1,0 +1,1 @@
+//! One suite per seam: the contract of the trait, judged from outside.
