@@ -1,10 +1,11 @@
 //! What this node holds: the seam between the flows and whatever stores images.
 //!
-//! The store is the truth and is asked at request time; [`Change`]s only tell the cluster sooner or later what it would
-//! find here.
+//! The store is the truth and is asked at request time; [`Snapshot`]s only decide what the cluster is told. There are no
+//! single changes to be missed: an event is a reason to look again.
 
 pub mod containerd;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -31,19 +32,14 @@ pub trait ContentStore: Send + Sync + 'static {
     /// A blob that is wholly here, whatever its media type, labels or origin. None where it is not.
     async fn open(&self, digest: &Digest) -> Result<Option<Blob>, StoreError>;
 
-    /// All that is held now, and then how that changes. A snapshot comes first, and again whenever changes may have
-    /// been missed. The stream never ends: a store that cannot be reached is waited for.
-    fn watch(&self) -> BoxStream<'static, Change>;
+    /// Everything held now, and again whenever that may have changed. What a snapshot does not list is gone. The stream
+    /// never ends: a store that cannot be reached is waited for.
+    fn watch(&self) -> BoxStream<'static, Snapshot>;
 }
 
-/// What the content store says has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Everything held now. A key that is not listed is gone.
-    Snapshot(Vec<Key>),
-    Added(Key),
-    Removed(Key),
-}
+/// Everything that a node holds at one moment: each blob, and each tag whose manifest is among them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot(pub HashSet<Key>);
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {

@@ -1,7 +1,10 @@
 //! Peili, a stateless image mirror for Kubernetes nodes.
+pub mod content;
+pub mod metrics;
 pub mod oci;
 pub mod readiness;
 pub mod routing;
+pub mod server;
 pub mod shutdown;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -108,7 +108,7 @@ impl fmt::Display for TagName {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ImageName {
     pub repository: Repository,
-    /// Absent in `repository@digest`; a name without either means `latest`.
+    /// Absent in `repository@digest`. containerd implies no `latest`.
     pub tag: Option<TagName>,
     pub digest: Option<Digest>,
 }
@@ -129,7 +129,6 @@ impl FromStr for ImageName {
         };
         let (path, tag) = match rest.rsplit_once(':') {
             Some((path, tag)) => (path, Some(tag)),
-            None if digest.is_none() => (rest, Some("latest")),
             None => (rest, None),
         };
         let repository = Repository::new(registry, path)?;
@@ -229,7 +228,7 @@ mod tests {
                 Some("docker.io/bitnami/nginx:1"),
                 None,
             ),
-            ("ghcr.io/a/b", Some("ghcr.io/a/b:latest"), None),
+            ("ghcr.io/a/b", None, None),
             ("localhost/a:x", Some("localhost/a:x"), None),
             (
                 "127.0.0.1:5000/a/b__c/d-e:V1.0",

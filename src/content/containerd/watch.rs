@@ -1,0 +1,313 @@
+//! When to look again: containerd's events, its blob directory, and the clock.
+//!
+//! One code path: whatever happens marks the last listing as old, and a new one is made. No event is interpreted, so
+//! none can be misunderstood, and a lost event, a restart of containerd and our own restart are the same thing. What
+//! each version tells differs widely: 1.6 and 1.7 announce no blob at all, no version announces blobs that the garbage
+//! collector removes, and images are announced only when they are unpacked. Hence the blob directory is watched too.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
+use containerd_client::types::Envelope;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::images::Skipped;
+use super::{Inner, paths};
+use crate::content::{Snapshot, StoreError};
+use crate::readiness::Guard;
+
+/// Between attempts to reach containerd: at first as fast as it starts, then as rare as nobody minds.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// containerd is local: an answer that takes longer will not come.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A pull or an import makes events in bursts; one listing serves all of them.
+const SETTLE: Duration = Duration::from_millis(50);
+/// A blob's file appears before containerd's database knows it, and how much before depends on the disk: so what an
+/// event made us list is listed once more.
+const CONFIRM: Duration = Duration::from_secs(1);
+/// Listing takes at most a tenth of the time, however large the node and however busy.
+const LISTING_SHARE: u32 = 10;
+/// Nothing is known to be missed with the blob directory watched; this is for what is not known.
+const RELIST_WATCHED: Duration = Duration::from_secs(60);
+/// Without it, blobs of 1.6 and 1.7 are found by comparing.
+const RELIST_BLIND: Duration = Duration::from_secs(5);
+/// Topic of the event that we publish to ourselves.
+const SUBSCRIBED: &str = "/peili/subscribed";
+
+/// Snapshots until the receiver is dropped.
+pub(super) fn snapshots(containerd: Arc<Inner>) -> BoxStream<'static, Snapshot> {
+    // Nobody needs an old snapshot: the next is made when this one is taken.
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(run(containerd, sender));
+    ReceiverStream::new(receiver).boxed()
+}
+
+/// Connects, watches, and begins again when that ends.
+async fn run(containerd: Arc<Inner>, snapshots: mpsc::Sender<Snapshot>) {
+    let skipped = Skipped::default();
+    let mut guard = Some(containerd.readiness.guard("containerd"));
+    let mut backoff = BACKOFF.0;
+    loop {
+        let mut session = Session {
+            containerd: &containerd,
+            skipped: &skipped,
+            snapshots: &snapshots,
+            guard: &mut guard,
+        };
+        let ended = tokio::select! {
+            ended = session.run() => ended,
+            () = snapshots.closed() => return,
+        };
+        if guard.is_none() {
+            warn!(reason = %ended, "lost containerd");
+            guard = Some(containerd.readiness.guard("containerd"));
+            backoff = BACKOFF.0;
+        } else {
+            debug!(reason = %ended, "containerd is not there yet");
+        }
+        if let Some(guard) = &guard {
+            guard.because(&ended);
+        }
+        tokio::select! {
+            () = sleep(backoff) => {}
+            () = snapshots.closed() => return,
+        }
+        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}
+
+/// One connection to containerd, from subscription to break.
+struct Session<'a> {
+    containerd: &'a Inner,
+    skipped: &'a Skipped,
+    snapshots: &'a mpsc::Sender<Snapshot>,
+    /// Held as long as containerd has not been listed.
+    guard: &'a mut Option<Guard>,
+}
+
+impl Session<'_> {
+    /// Returns why it ended.
+    async fn run(&mut self) -> StoreError {
+        match self.watch().await {
+            Ok(never) => match never {},
+            Err(e) => e,
+        }
+    }
+
+    async fn watch(&mut self) -> Result<std::convert::Infallible, StoreError> {
+        // First the watches, then the listing: what happens in between is then listed twice, not missed.
+        let mut events = in_time("events.Subscribe", self.subscribe()).await?;
+        let root = in_time("introspection", self.containerd.learn_content_root()).await?;
+        let root = self.containerd.config.content_path.clone().unwrap_or(root);
+        let mut directory = BlobDirectory::watch(&root).await;
+        let mut confirm = false;
+        loop {
+            let began = Instant::now();
+            let listed = in_time("listing", self.containerd.list(self.skipped)).await?;
+            let took = began.elapsed();
+            if let Some(guard) = self.guard.take() {
+                info!(
+                    socket = %self.containerd.config.socket.display(),
+                    content = %root.display(),
+                    keys = listed.0.len(),
+                    "containerd is listed"
+                );
+                drop(guard);
+            }
+            debug!(keys = listed.0.len(), ?took, "listed");
+            if self.snapshots.send(listed).await.is_err() {
+                return Err(StoreError::Unreachable("nobody listens any more".into()));
+            }
+
+            let relist = match (confirm, directory.is_watched()) {
+                (true, _) => CONFIRM,
+                (false, true) => RELIST_WATCHED,
+                (false, false) => RELIST_BLIND,
+            };
+            confirm = tokio::select! {
+                event = events.message() => self.noticed(event).map(|()| true)?,
+                () = directory.changed() => true,
+                () = sleep(relist) => false,
+            };
+            // One listing answers everything that happens until it begins.
+            let list_at = (began + took * LISTING_SHARE).max(Instant::now() + SETTLE);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = sleep_until(list_at) => break,
+                    event = events.message() => self.noticed(event)?,
+                    () = directory.changed() => {}
+                }
+            }
+        }
+    }
+
+    fn noticed(&self, event: Result<Option<Envelope>, Status>) -> Result<(), StoreError> {
+        match event {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(StoreError::Unreachable("events ended".into())),
+            Err(status) => Err(self.containerd.error("events.Subscribe", &status)),
+        }
+    }
+
+    /// Returns when the subscription is live. containerd's server sends its headers with the first event only, and the
+    /// client waits for headers: so an event of our own is published until one arrives.
+    async fn subscribe(&self) -> Result<Streaming<Envelope>, StoreError> {
+        let namespace = &self.containerd.config.namespace;
+        let filters = vec![
+            format!(r#"namespace=="{namespace}",topic~="^/(images|content)/""#),
+            format!(r#"topic=="{SUBSCRIBED}""#),
+        ];
+        let failed = |status| self.containerd.error("events.Subscribe", &status);
+        let mut client = self.containerd.events();
+        let mut subscription = std::pin::pin!(client.subscribe(SubscribeRequest { filters }));
+        loop {
+            tokio::select! {
+                answer = &mut subscription => return answer.map(|r| r.into_inner()).map_err(failed),
+                () = sleep(Duration::from_millis(20)) => {}
+            }
+            let marker = PublishRequest {
+                topic: SUBSCRIBED.into(),
+                // A type that every reader of containerd's events can decode.
+                event: Some(prost_types::Any {
+                    type_url: "google.protobuf.Empty".into(),
+                    value: Vec::new(),
+                }),
+            };
+            let request = self.containerd.namespaced(marker);
+            tokio::select! {
+                answer = &mut subscription => return answer.map(|r| r.into_inner()).map_err(failed),
+                published = async { self.containerd.events().publish(request).await } => {
+                    published.map_err(|status| self.containerd.error("events.Publish", &status))?;
+                }
+            }
+        }
+    }
+}
+
+async fn in_time<T>(
+    what: &str,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|_| {
+        Err(StoreError::Unreachable(format!(
+            "{what}: no answer within {CALL_TIMEOUT:?}"
+        )))
+    })
+}
+
+/// Notices that blobs come and go. Works on a read-only bind mount, from another mount namespace too.
+struct BlobDirectory {
+    watches: Option<Watches>,
+}
+
+struct Watches {
+    events: inotify::EventStream<Vec<u8>>,
+    /// Directories by what inotify calls them: a new one among them is watched as well.
+    watched: HashMap<WatchDescriptor, std::path::PathBuf>,
+}
+
+impl BlobDirectory {
+    async fn watch(root: &Path) -> Self {
+        let watches = if paths::is_readable(root).await {
+            Watches::new(root)
+        } else {
+            Err(io::Error::other("cannot be read"))
+        };
+        if let Err(e) = &watches {
+            warn!(
+                path = %root.display(),
+                reason = %e,
+                every = ?RELIST_BLIND,
+                "content directory is not watched: blobs are read through containerd's socket, and compared"
+            );
+        }
+        Self {
+            watches: watches.ok(),
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.watches.is_some()
+    }
+
+    /// Returns when something in the directory has changed; never where it is not watched.
+    async fn changed(&mut self) {
+        if let Some(watches) = &mut self.watches {
+            match watches.events.next().await {
+                Some(Ok(event)) => watches.noticed(&event),
+                Some(Err(_)) | None => {
+                    self.watches = None;
+                }
+            }
+        } else {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Watches {
+    fn new(root: &Path) -> io::Result<Self> {
+        let mut watches = Self {
+            events: Inotify::init()?.into_event_stream(vec![0; 4096])?,
+            watched: HashMap::new(),
+        };
+        watches.add(root)?;
+        watches.add_below(root);
+        Ok(watches)
+    }
+
+    fn add(&mut self, directory: &Path) -> io::Result<()> {
+        let mask = WatchMask::CREATE
+            | WatchMask::MOVED_TO
+            | WatchMask::DELETE
+            | WatchMask::MOVED_FROM
+            | WatchMask::ONLYDIR;
+        let descriptor = self.events.watches().add(directory, mask)?;
+        self.watched.insert(descriptor, directory.to_path_buf());
+        Ok(())
+    }
+
+    /// `blobs` and the directory of each algorithm in it, as far as they exist: containerd makes them when the first
+    /// blob is committed.
+    fn add_below(&mut self, root: &Path) {
+        let blobs = paths::blobs(root);
+        if self.add(&blobs).is_err() {
+            return;
+        }
+        for entry in std::fs::read_dir(&blobs).into_iter().flatten().flatten() {
+            if let Err(e) = self.add(&entry.path()) {
+                debug!(path = %entry.path().display(), reason = %e, "not watched");
+            }
+        }
+    }
+
+    fn noticed<S: AsRef<std::ffi::OsStr>>(&mut self, event: &inotify::Event<S>) {
+        let new_directory = event.mask.contains(EventMask::ISDIR)
+            && event
+                .mask
+                .intersects(EventMask::CREATE | EventMask::MOVED_TO);
+        if let (true, Some(name)) = (new_directory, &event.name)
+            && let Some(parent) = self.watched.get(&event.wd).cloned()
+        {
+            let name = name.as_ref();
+            // Ingests come and go in a directory of their own, which is not watched here.
+            if name == "blobs" {
+                self.add_below(&parent);
+            } else if parent.ends_with("blobs") {
+                let _ = self.add(&parent.join(name));
+            }
+        }
+    }
+}
