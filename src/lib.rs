@@ -1,6 +1,8 @@
 //! Peili, a stateless image mirror for Kubernetes nodes.
+pub mod advertise;
 pub mod content;
 pub mod metrics;
+pub mod mirror;
 pub mod oci;
 pub mod readiness;
 pub mod routing;

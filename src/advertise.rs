@@ -1,0 +1,62 @@
+//! Flow 1: keeps what the cluster is told equal to what the node holds.
+//!
+//! Level-triggered: each snapshot is compared with what was told last. Nothing else is remembered and nothing is
+//! retried, so lost events, a restart of the content store and our own restart are one code path.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::content::{ContentStore, Snapshot};
+use crate::oci::Key;
+use crate::readiness::Guard;
+use crate::routing::{Router, RouterClosed};
+
+/// Runs until `stop`, or until the router has ended. `ready` is dropped when the first snapshot has been told.
+pub async fn run(
+    store: Arc<dyn ContentStore>,
+    router: Arc<dyn Router>,
+    ready: Guard,
+    stop: CancellationToken,
+) {
+    ready.because("the first listing of what this node holds");
+    let mut ready = Some(ready);
+    let mut told = HashSet::new();
+    let mut snapshots = store.watch();
+    loop {
+        let snapshot = tokio::select! {
+            () = stop.cancelled() => return,
+            snapshot = snapshots.next() => snapshot,
+        };
+        let Some(Snapshot(held)) = snapshot else {
+            return;
+        };
+        if let Err(RouterClosed) = tell(&*router, &told, &held).await {
+            return;
+        }
+        told = held;
+        ready.take();
+    }
+}
+
+async fn tell(
+    router: &dyn Router,
+    told: &HashSet<Key>,
+    held: &HashSet<Key>,
+) -> Result<(), RouterClosed> {
+    let gone: Vec<Key> = told.difference(held).cloned().collect();
+    let new: Vec<Key> = held.difference(told).cloned().collect();
+    if !gone.is_empty() || !new.is_empty() {
+        debug!(new = new.len(), gone = gone.len(), "content changed");
+    }
+    if !gone.is_empty() {
+        router.withdraw(gone).await?;
+    }
+    if !new.is_empty() {
+        router.advertise(new).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! One request to one peer.
+//!
+//! A connection of its own, raced over the peer's addresses: what is dropped is closed, nothing is shared that could
+//! be stale, and the connection's end means this request's end. A local network's handshake is lost in the noise
+//! beside a layer. Redirects are not followed and no address is dialled but the peer's registry.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, HOST, HeaderName, RANGE, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::oci::distribution::{ByteRange, MIRRORED, Span};
+
+/// A chosen peer that brings no byte for so long is given up. Another is asked beside it before that.
+pub const GIVE_UP: Duration = Duration::from_secs(2);
+/// Between the addresses of one peer: a working one answers sooner within a site, and a dead one then costs only this
+/// much (RFC 8305 recommends 250 ms for the internet at large).
+const ADDRESS_STAGGER: Duration = Duration::from_millis(50);
+/// Bytes asked of the kernel at once while relaying: a quarter less CPU than hyper's adaptive reads.
+const READ: usize = 1 << 20;
+
+/// What is asked of every peer in turn.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub method: Method,
+    /// Path and query, as containerd sent them: `/v2/…?ns=…`.
+    pub path_and_query: String,
+    pub range: Option<ByteRange>,
+}
+
+/// Why a peer did not deliver. Each variant is treated differently by somebody.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// Nobody listens there: it has gone.
+    #[error("refused the connection")]
+    Refused,
+    /// Alive, and does not have it (any more).
+    #[error("does not have it")]
+    Absent,
+    /// The range lies beyond the end: the answer to give, not a failure.
+    #[error("has no such range in {total:?} bytes")]
+    NotSatisfiable { total: Option<u64> },
+    #[error("brought no byte within {0:?}")]
+    Silent(Duration),
+    #[error("answered {0}")]
+    Status(StatusCode),
+    #[error("sent what was not asked for: {0}")]
+    Wrong(String),
+    #[error("connection: {0}")]
+    Connection(String),
+}
+
+impl PeerError {
+    /// Whether it speaks against the peer, rather than only against asking it for this.
+    pub fn is_failure(&self) -> bool {
+        !matches!(self, Self::Absent | Self::NotSatisfiable { .. })
+    }
+}
+
+/// A peer's answer with its first bytes in hand.
+#[derive(Debug)]
+pub struct Answer {
+    /// Which bytes it brings, of how many.
+    pub span: Span,
+    pub total: u64,
+    /// The registry's media type, where one was sent.
+    pub content_type: Option<String>,
+    first: Option<Bytes>,
+    body: Incoming,
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl Answer {
+    /// The next bytes; None when the peer has no more, whether that is the end or not.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, PeerError> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        next_data(&mut self.body).await
+    }
+}
+
+/// Asks one peer, reachable at any of `addresses`. Bounded by [`GIVE_UP`].
+pub async fn attempt(addresses: &[SocketAddr], ask: &Ask) -> Result<Answer, PeerError> {
+    timeout(GIVE_UP, attempt_unbounded(addresses, ask))
+        .await
+        .unwrap_or(Err(PeerError::Silent(GIVE_UP)))
+}
+
+async fn attempt_unbounded(addresses: &[SocketAddr], ask: &Ask) -> Result<Answer, PeerError> {
+    let (stream, address) = connect(addresses).await?;
+    let _ = stream.set_nodelay(true);
+    let broken = |e: hyper::Error| PeerError::Connection(Causes(&e).to_string());
+    let (mut sender, connection) = http1::Builder::new()
+        .read_buf_exact_size(Some(READ))
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+        // Its errors reach the response and the body.
+        let _ = connection.await;
+    }));
+
+    let mut request = Request::builder()
+        .method(ask.method.clone())
+        .uri(&ask.path_and_query)
+        .header(HOST, address.to_string())
+        .header(ACCEPT, "*/*")
+        .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")))
+        .header(MIRRORED, "true");
+    if let Some(range) = ask.range {
+        request = request.header(RANGE, range.to_string());
+    }
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| PeerError::Wrong(e.to_string()))?;
+    let response = sender.send_request(request).await.map_err(broken)?;
+
+    let (span, total) = described(&response, ask)?;
+    let content_type = text(&response, &hyper::header::CONTENT_TYPE).map(str::to_string);
+    let mut body = response.into_body();
+    let first = if ask.method == Method::HEAD || span.is_empty() {
+        None
+    } else {
+        match next_data(&mut body).await? {
+            Some(first) => Some(first),
+            None => return Err(PeerError::Wrong("headers without a byte".into())),
+        }
+    };
+    Ok(Answer {
+        span,
+        total,
+        content_type,
+        first,
+        body,
+        _connection: connection,
+    })
+}
+
+/// Which bytes the response brings, if it is one that we asked for.
+fn described(response: &Response<Incoming>, ask: &Ask) -> Result<(Span, u64), PeerError> {
+    let length = || {
+        text(response, &CONTENT_LENGTH)
+            .and_then(|length| length.parse::<u64>().ok())
+            .ok_or_else(|| PeerError::Wrong("no Content-Length".into()))
+    };
+    match (response.status(), ask.range) {
+        (StatusCode::OK, None) => {
+            let total = length()?;
+            Ok((
+                Span {
+                    start: 0,
+                    end: total,
+                },
+                total,
+            ))
+        }
+        (StatusCode::PARTIAL_CONTENT, Some(range)) => {
+            let header = text(response, &CONTENT_RANGE).unwrap_or_default();
+            let (span, total) = Span::parse_content_range(header)
+                .ok_or_else(|| PeerError::Wrong(format!("Content-Range {header:?}")))?;
+            if range.resolve(total) != Ok(span) || length()? != span.len() {
+                return Err(PeerError::Wrong(format!(
+                    "Content-Range {header:?} for {range}"
+                )));
+            }
+            Ok((span, total))
+        }
+        (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => Err(PeerError::NotSatisfiable {
+            total: text(response, &CONTENT_RANGE)
+                .and_then(|header| header.strip_prefix("bytes */"))
+                .and_then(|total| total.parse().ok()),
+        }),
+        (StatusCode::NOT_FOUND, _) => Err(PeerError::Absent),
+        (StatusCode::OK, Some(_)) => Err(PeerError::Wrong("the whole body for a range".into())),
+        (status, _) => Err(PeerError::Status(status)),
+    }
+}
+
+fn text<'a>(response: &'a Response<Incoming>, name: &HeaderName) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, PeerError> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| PeerError::Connection(Causes(&e).to_string()))?;
+        match frame.into_data() {
+            Ok(data) if !data.is_empty() => return Ok(Some(data)),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// The first of the addresses that accepts. Refused only if every one of them refused.
+async fn connect(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), PeerError> {
+    let mut attempts: FuturesUnordered<_> = addresses
+        .iter()
+        .zip(0u32..)
+        .map(|(address, place)| async move {
+            sleep(ADDRESS_STAGGER * place).await;
+            (*address, TcpStream::connect(address).await)
+        })
+        .collect();
+    let mut other = None;
+    while let Some((address, connected)) = attempts.next().await {
+        match connected {
+            Ok(stream) => return Ok((stream, address)),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(e) => other = Some(PeerError::Connection(format!("{address}: {e}"))),
+        }
+    }
+    Err(other.unwrap_or(PeerError::Refused))
+}
+
+/// hyper's errors name their cause only as their source.
+struct Causes<'a>(&'a hyper::Error);
+
+impl std::fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = std::error::Error::source(self.0);
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,169 @@
+//! What is remembered of peers: how fast they answered, what they are doing for us now, and how they failed.
+//!
+//! In memory, for as long as it is useful. Nothing here decides anything: see [`super::select`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::routing::PeerId;
+
+/// The first failure may have been an accident; a peer that goes on failing is asked about once a minute.
+const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// Weight of the newest time to first byte: the last handful of requests count.
+const NEWEST: f64 = 0.3;
+/// Nothing said about a peer for so long is true of it any more.
+const FORGET: Duration = Duration::from_secs(3600);
+/// Looked through for what can be forgotten when it has grown to this; a cluster of this size has other worries.
+const SWEEP_AT: usize = 4096;
+
+/// What is known of one peer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// Smoothed time from request to first byte; none before the first answer.
+    pub first_byte: Option<Duration>,
+    /// Requests under way to it from this node.
+    pub in_flight: u32,
+    /// Failures since it last delivered.
+    pub failures: u32,
+    /// It failed lately: asked only when nobody else is there.
+    pub resting_until: Option<Instant>,
+    last_heard: Instant,
+}
+
+/// Cloneable; all clones share the same memory.
+#[derive(Clone, Debug, Default)]
+pub struct Scoreboard(Arc<Mutex<HashMap<PeerId, Score>>>);
+
+impl Scoreboard {
+    /// What is known of `peer`; a stranger's clean sheet if nothing is.
+    pub fn of(&self, peer: &PeerId, now: Instant) -> Score {
+        self.lock().get(peer).cloned().unwrap_or(Score::new(now))
+    }
+
+    /// A request to `peer` begins; it is under way until the returned value is dropped.
+    pub fn begin(&self, peer: &PeerId, now: Instant) -> UnderWay {
+        self.update(peer, now, |score| score.in_flight += 1);
+        UnderWay {
+            board: self.clone(),
+            peer: peer.clone(),
+        }
+    }
+
+    pub fn answered(&self, peer: &PeerId, first_byte: Duration, now: Instant) {
+        self.update(peer, now, |score| {
+            score.failures = 0;
+            score.resting_until = None;
+            score.first_byte = Some(match score.first_byte {
+                Some(before) => before.mul_f64(1.0 - NEWEST) + first_byte.mul_f64(NEWEST),
+                None => first_byte,
+            });
+        });
+    }
+
+    pub fn failed(&self, peer: &PeerId, now: Instant) {
+        self.update(peer, now, |score| {
+            let rest = REST.0 * 2u32.saturating_pow(score.failures.min(16));
+            score.failures = score.failures.saturating_add(1);
+            score.resting_until = Some(now + rest.min(REST.1));
+        });
+    }
+
+    fn update(&self, peer: &PeerId, now: Instant, change: impl FnOnce(&mut Score)) {
+        let mut scores = self.lock();
+        if scores.len() >= SWEEP_AT && !scores.contains_key(peer) {
+            scores.retain(|_, score| score.in_flight > 0 || now - score.last_heard < FORGET);
+        }
+        let score = scores
+            .entry(peer.clone())
+            .or_insert_with(|| Score::new(now));
+        score.last_heard = now;
+        change(score);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PeerId, Score>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Score {
+    fn new(now: Instant) -> Self {
+        Self {
+            first_byte: None,
+            in_flight: 0,
+            failures: 0,
+            resting_until: None,
+            last_heard: now,
+        }
+    }
+
+    pub fn is_resting(&self, now: Instant) -> bool {
+        self.resting_until.is_some_and(|until| now < until)
+    }
+}
+
+/// One request to a peer, from its beginning to the end of its body.
+#[derive(Debug)]
+pub struct UnderWay {
+    board: Scoreboard,
+    peer: PeerId,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Some(score) = self.board.lock().get_mut(&self.peer) {
+            score.in_flight = score.in_flight.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_peer_rests_longer_each_time_and_is_forgiven_when_it_delivers() {
+        let (board, peer, start) = (Scoreboard::default(), PeerId::new("a"), Instant::now());
+        for (failures, rest) in [(1, 2), (2, 4), (3, 8), (4, 16), (5, 32), (6, 60), (7, 60)] {
+            board.failed(&peer, start);
+            let score = board.of(&peer, start);
+            assert_eq!(score.failures, failures);
+            assert_eq!(score.resting_until, Some(start + Duration::from_secs(rest)));
+        }
+
+        board.answered(&peer, Duration::from_millis(3), start);
+
+        assert!(!board.of(&peer, start).is_resting(start));
+        assert_eq!(board.of(&peer, start).failures, 0);
+    }
+
+    #[test]
+    fn a_request_is_under_way_until_it_is_dropped() {
+        let (board, peer, now) = (Scoreboard::default(), PeerId::new("a"), Instant::now());
+        let first = board.begin(&peer, now);
+        let second = board.begin(&peer, now);
+        assert_eq!(board.of(&peer, now).in_flight, 2);
+
+        drop((first, second));
+
+        assert_eq!(board.of(&peer, now).in_flight, 0);
+    }
+
+    #[test]
+    fn a_slow_answer_counts_and_fades() {
+        let (board, peer, now) = (Scoreboard::default(), PeerId::new("a"), Instant::now());
+        board.answered(&peer, Duration::from_secs(1), now);
+        assert_eq!(
+            board.of(&peer, now).first_byte,
+            Some(Duration::from_secs(1))
+        );
+
+        for _ in 0..20 {
+            board.answered(&peer, Duration::from_millis(1), now);
+        }
+
+        assert!(board.of(&peer, now).first_byte < Some(Duration::from_millis(5)));
+    }
+}
