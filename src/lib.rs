@@ -5,6 +5,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod oci;
 pub mod readiness;
+pub mod registry;
 pub mod routing;
 pub mod server;
 pub mod shutdown;

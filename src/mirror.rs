@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use crate::metrics;
 use crate::oci::distribution::{ByteRange, Span};
-use crate::oci::{Digest, Key, TagName};
+use crate::oci::{Digest, Key};
 use crate::routing::{Peer, PeerId, Router};
 use attempt::{Answer, Ask, PeerError, attempt};
 use scoreboard::{Scoreboard, UnderWay};
@@ -173,22 +173,21 @@ impl Mirror {
 
     /// A manifest by digest. What does not have the digest is not taken, and the next peer is asked.
     pub async fn manifest(&self, wanted: Wanted, digest: &Digest) -> Result<Manifest, FetchError> {
-        self.manifest_that(wanted, |found| found == digest).await
+        let is_it = |bytes: &[u8]| digest.verifies(bytes).then(|| digest.clone());
+        self.manifest_that(wanted, is_it).await
     }
 
     /// A manifest by tag: as of some peer, since a tag has no right answer.
-    pub async fn tagged_manifest(
-        &self,
-        wanted: Wanted,
-        _tag: &TagName,
-    ) -> Result<Manifest, FetchError> {
-        self.manifest_that(wanted, |_| true).await
+    pub async fn tagged_manifest(&self, wanted: Wanted) -> Result<Manifest, FetchError> {
+        self.manifest_that(wanted, |bytes| Some(Digest::sha256(bytes)))
+            .await
     }
 
+    /// The first manifest that `digest_of` accepts.
     async fn manifest_that(
         &self,
         wanted: Wanted,
-        is_right: impl Fn(&Digest) -> bool,
+        digest_of: impl Fn(&[u8]) -> Option<Digest>,
     ) -> Result<Manifest, FetchError> {
         let ask = Ask {
             method: Method::GET,
@@ -201,17 +200,16 @@ impl Mirror {
             let content_type = delivery.answer.content_type.take();
             let peer = delivery.peer.clone();
             let error = match whole(delivery).await {
-                Ok(bytes) => {
-                    let digest = Digest::sha256(&bytes);
-                    if is_right(&digest) {
+                Ok(bytes) => match digest_of(&bytes) {
+                    Some(digest) => {
                         return Ok(Manifest {
                             bytes,
                             digest,
                             content_type,
                         });
                     }
-                    PeerError::Wrong(format!("a manifest with digest {digest}"))
-                }
+                    None => PeerError::Wrong("a manifest that has another digest".into()),
+                },
                 Err(e) => e,
             };
             search.failed(&peer, error);

@@ -1,3 +1,34 @@
 //! Fakes of what is slow, privileged or random, and the conformance suites that they and the real things pass alike.
+//!
+//! Only with the feature `testing`. What stands here panics where a test should fail.
 
 pub mod conformance;
+pub mod content;
+pub mod peer;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// Waits until `condition` gives something, and returns that. Panics with `what` after `limit`.
+pub async fn eventually<T, F>(what: &str, limit: Duration, mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Bytes that no compression shortens and no two seeds share.
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+    use rand::{Rng as _, SeedableRng as _};
+    let mut bytes = vec![0; length];
+    rand::rngs::SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}

@@ -1,0 +1,203 @@
+//! The HTTP face: what containerd and peers ask, and the kubelet's probes.
+//!
+//! Read only, and one hop: what a peer asks for is answered from what is here. Whatever cannot be answered is a 404 at
+//! once, so that containerd goes upstream. No header is sent before the first byte of its body is in hand (containerd
+//! repeats headers without bytes four times and then fails the pull), and never a 429 (six repeats) or a
+//! Content-Encoding (digests are of the bytes as they are).
+
+pub mod access;
+mod blob;
+mod error;
+mod manifest;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
+
+use crate::content::ContentStore;
+use crate::mirror::{Mirror, Wanted};
+use crate::oci::distribution::{MIRRORED, OCI_NAMESPACE, Resource};
+use crate::readiness::Readiness;
+use crate::server::flush::Flushes;
+use access::{Access, Source};
+use error::Error;
+
+/// What a request with a body may send before its connection is closed: the rest of a small body is read, so that the
+/// answer reaches the client and is not overtaken by a reset.
+const MAX_REQUEST_BODY: usize = 64 << 10;
+
+/// What the routes need.
+#[derive(Clone)]
+pub struct Registry {
+    pub store: Arc<dyn ContentStore>,
+    pub mirror: Mirror,
+    pub readiness: Readiness,
+    pub metrics: access::Metrics,
+}
+
+/// All routes of the registry port.
+pub fn router(registry: Registry) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(readyz))
+        .route("/v2", get(version_check))
+        .route("/v2/", get(version_check))
+        .fallback(answer)
+        .method_not_allowed_fallback(answer)
+        .with_state(registry)
+}
+
+async fn readyz(State(registry): State<Registry>) -> Response {
+    if registry.readiness.is_ready() {
+        return "ready\n".into_response();
+    }
+    let awaited: String = registry
+        .readiness
+        .awaited()
+        .iter()
+        .map(|awaited| format!("awaiting {awaited}\n"))
+        .collect();
+    (StatusCode::SERVICE_UNAVAILABLE, awaited).into_response()
+}
+
+/// Distribution spec, "Determining Support".
+async fn version_check() -> impl IntoResponse {
+    (
+        [
+            (header::CONTENT_TYPE, "application/json"),
+            (
+                header::HeaderName::from_static("docker-distribution-api-version"),
+                "registry/2.0",
+            ),
+        ],
+        "{}",
+    )
+}
+
+/// A request as it was understood.
+struct Asked {
+    resource: Resource,
+    /// Path and query, to be asked of peers alike.
+    path_and_query: String,
+    /// The registry on whose behalf it is asked.
+    ns: Option<String>,
+    range: Option<String>,
+    is_head: bool,
+    from_peer: bool,
+}
+
+impl Asked {
+    /// What peers would be asked; none where they must not or cannot be.
+    fn wanted(&self) -> Option<Wanted> {
+        if self.from_peer {
+            return None;
+        }
+        Some(Wanted {
+            key: self.resource.key()?,
+            path_and_query: self.path_and_query.clone(),
+        })
+    }
+}
+
+/// An answer, whose source the access line will tell.
+struct Answered {
+    response: Response,
+    source: Source,
+}
+
+async fn answer(State(registry): State<Registry>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let from_peer = parts.headers.contains_key(MIRRORED);
+    let mut access = Access::begin(&parts, from_peer, registry.metrics.clone());
+    let is_head = parts.method == Method::HEAD;
+    let flushes: Flushes = parts.extensions.get().cloned().unwrap_or_default();
+
+    let answered = if has_body(body).await {
+        Err(Error::RequestBody)
+    } else {
+        match understand(parts, from_peer) {
+            Ok(asked) => {
+                access.understood(asked.ns.as_deref());
+                registry.answer(asked).await
+            }
+            Err(e) => Err(e),
+        }
+    };
+    match answered {
+        Ok(Answered { response, source }) => access.with_body(response, source, &flushes),
+        Err(error) => {
+            let response = error.to_response(is_head);
+            access.failed(&error, response.status());
+            response
+        }
+    }
+}
+
+impl Registry {
+    async fn answer(&self, asked: Asked) -> Result<Answered, Error> {
+        let mut answered = match &asked.resource {
+            Resource::Blob(digest) => blob::answer(self, &asked, digest).await?,
+            Resource::Manifest(reference) => manifest::answer(self, &asked, reference).await?,
+        };
+        if let Some(ns) = asked
+            .ns
+            .as_deref()
+            .and_then(|ns| HeaderValue::from_str(ns).ok())
+        {
+            answered.response.headers_mut().insert(OCI_NAMESPACE, ns);
+        }
+        Ok(answered)
+    }
+}
+
+fn understand(parts: Parts, from_peer: bool) -> Result<Asked, Error> {
+    if parts.method != Method::GET && parts.method != Method::HEAD {
+        return Err(Error::Method(parts.method));
+    }
+    let query = parts.uri.query().unwrap_or_default();
+    let ns = form_urlencoded::parse(query.as_bytes())
+        .find(|(name, _)| name == "ns")
+        .map(|(_, value)| value.into_owned())
+        .filter(|ns| !ns.is_empty());
+    let path = parts.uri.path();
+    let below = path.strip_prefix("/v2/").ok_or_else(|| Error::path(path))?;
+    Ok(Asked {
+        resource: Resource::parse(below, ns.as_deref()).map_err(Error::Path)?,
+        path_and_query: parts
+            .uri
+            .path_and_query()
+            .map_or_else(|| path.to_string(), ToString::to_string),
+        ns,
+        range: parts
+            .headers
+            .get(header::RANGE)
+            .and_then(|range| range.to_str().ok())
+            .map(str::to_string),
+        is_head: parts.method == Method::HEAD,
+        from_peer,
+    })
+}
+
+/// Whether the request brought a body. A short one is read to its end: a socket that is closed with unread input sends
+/// a reset.
+async fn has_body(mut body: Body) -> bool {
+    if body.is_end_stream() {
+        return false;
+    }
+    let mut read = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        read += frame.data_ref().map_or(0, |data| data.len());
+        if read > MAX_REQUEST_BODY {
+            break;
+        }
+    }
+    true
+}

@@ -1,0 +1,256 @@
+//! One access line and one metric per request, from one struct, so that they cannot disagree.
+//!
+//! A request is over when its body is: only then is it known what it brought and how it ended.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, Registry};
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::error::Error;
+use crate::metrics;
+use crate::server::flush::Flushes;
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// From this node's own content.
+    Local,
+    /// From another node.
+    Peer,
+    /// Nobody holds it: containerd goes upstream.
+    Miss,
+    /// It should have come, and did not, or not wholly.
+    Failed,
+}
+
+impl Source {
+    const ALL: [Source; 4] = [Source::Local, Source::Peer, Source::Miss, Source::Failed];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Source::Local => "local",
+            Source::Peer => "peer",
+            Source::Miss => "miss",
+            Source::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    bytes: IntCounterVec,
+    duration: HistogramVec,
+    uploads: IntCounterVec,
+    uploaded: IntCounter,
+}
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Self {
+        let metrics = Self {
+            requests: metrics::counters(
+                registry,
+                "peili_mirror_requests_total",
+                "Requests of this node's containerd by source of the answer: local, peer, miss \
+                 (nobody holds it, containerd goes upstream), failed (not or not wholly delivered).",
+                &["source"],
+            ),
+            bytes: metrics::counters(
+                registry,
+                "peili_mirror_bytes_total",
+                "Bytes of bodies sent to this node's containerd by source: local, peer; failed counts \
+                 what was sent before a body ended short.",
+                &["source"],
+            ),
+            duration: metrics::histograms(
+                registry,
+                "peili_mirror_request_duration_seconds",
+                "Time from a request of this node's containerd to the end of its body, by source.",
+                &["source"],
+                &[
+                    0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0, 300.0,
+                ],
+            ),
+            uploads: metrics::counters(
+                registry,
+                "peili_upload_requests_total",
+                "Requests of peers by source of the answer: local, miss, failed.",
+                &["source"],
+            ),
+            uploaded: metrics::counter(
+                registry,
+                "peili_upload_bytes_total",
+                "Bytes of bodies sent to peers.",
+            ),
+        };
+        // A counter that is not there looks like a scrape that failed.
+        for source in Source::ALL {
+            metrics.requests.with_label_values(&[source.as_str()]);
+            metrics.bytes.with_label_values(&[source.as_str()]);
+            metrics.uploads.with_label_values(&[source.as_str()]);
+        }
+        metrics
+    }
+}
+
+/// One request, from its head to the end of its body. Told when dropped.
+pub(super) struct Access {
+    began: Instant,
+    remote: Option<SocketAddr>,
+    method: Method,
+    path: String,
+    ns: Option<String>,
+    /// Requests for what is no content (wrong paths and methods) are logged and not counted.
+    counts: bool,
+    from_peer: bool,
+    source: Source,
+    status: StatusCode,
+    bytes: u64,
+    error: Option<String>,
+    metrics: Metrics,
+}
+
+impl Access {
+    pub(super) fn begin(parts: &Parts, from_peer: bool, metrics: Metrics) -> Self {
+        let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        Self {
+            began: Instant::now(),
+            remote: remote.map(|ConnectInfo(remote)| *remote),
+            method: parts.method.clone(),
+            path: parts.uri.path().chars().take(300).collect(),
+            ns: None,
+            counts: false,
+            from_peer,
+            source: Source::Miss,
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            bytes: 0,
+            error: None,
+            metrics,
+        }
+    }
+
+    pub(super) fn understood(&mut self, ns: Option<&str>) {
+        self.counts = true;
+        self.ns = ns.map(str::to_string);
+    }
+
+    pub(super) fn failed(mut self, error: &Error, status: StatusCode) {
+        self.status = status;
+        self.error = Some(error.to_string());
+        self.counts &= error.is_miss();
+        if error.is_failure() {
+            self.source = Source::Failed;
+        }
+    }
+
+    /// The response with a body that is counted, and that ends badly only behind all of its bytes.
+    pub(super) fn with_body(
+        mut self,
+        response: Response,
+        source: Source,
+        flushes: &Flushes,
+    ) -> Response {
+        self.source = source;
+        self.status = response.status();
+        response.map(|body| {
+            if axum::body::HttpBody::is_end_stream(&body) {
+                return body;
+            }
+            let chunks = body.into_data_stream().map_err(io::Error::other);
+            Body::from_stream(flushes.before_the_end_of(Counted {
+                chunks,
+                access: self,
+            }))
+        })
+    }
+
+    fn tell(&self) {
+        let took = self.began.elapsed();
+        let source = self.source.as_str();
+        if self.counts {
+            self.count(source, took);
+        }
+        let remote = self.remote.map(tracing::field::display);
+        macro_rules! line {
+            ($level:ident) => {
+                $level!(
+                    remote,
+                    method = %self.method,
+                    path = self.path,
+                    ns = self.ns,
+                    from_peer = self.from_peer,
+                    source,
+                    status = self.status.as_u16(),
+                    bytes = self.bytes,
+                    seconds = took.as_secs_f64(),
+                    error = self.error,
+                    "request"
+                )
+            };
+        }
+        if self.from_peer {
+            line!(debug)
+        } else {
+            line!(info)
+        }
+    }
+
+    fn count(&self, source: &str, took: Duration) {
+        if self.from_peer {
+            self.metrics.uploads.with_label_values(&[source]).inc();
+            self.metrics.uploaded.inc_by(self.bytes);
+        } else {
+            self.metrics.requests.with_label_values(&[source]).inc();
+            self.metrics
+                .bytes
+                .with_label_values(&[source])
+                .inc_by(self.bytes);
+            self.metrics
+                .duration
+                .with_label_values(&[source])
+                .observe(took.as_secs_f64());
+        }
+    }
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
+/// A body that knows how much of it was taken.
+struct Counted<S> {
+    chunks: S,
+    access: Access,
+}
+
+impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = Pin::new(&mut self.chunks).poll_next(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(chunk))) => self.access.bytes += chunk.len() as u64,
+            Poll::Ready(Some(Err(e))) => {
+                self.access.source = Source::Failed;
+                self.access.error = Some(e.to_string());
+            }
+            _ => {}
+        }
+        polled
+    }
+}

@@ -1,0 +1,130 @@
+//! GET and HEAD of a blob: local, else mirrored.
+
+use std::io;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tracing::debug;
+
+use super::access::Source;
+use super::error::{Error, Miss};
+use super::{Answered, Asked, Registry};
+use crate::content::Blob;
+use crate::mirror::FetchError;
+use crate::oci::Digest;
+use crate::oci::distribution::{ByteRange, DOCKER_CONTENT_DIGEST, Span};
+use crate::oci::media_type;
+
+pub(super) async fn answer(
+    registry: &Registry,
+    asked: &Asked,
+    digest: &Digest,
+) -> Result<Answered, Error> {
+    let range = asked.range.as_deref().and_then(ByteRange::parse);
+    match registry.store.open(digest).await {
+        Ok(Some(blob)) => {
+            if let Some(answered) = local(asked, digest, &blob, range).await? {
+                return Ok(answered);
+            }
+        }
+        Ok(None) => {}
+        Err(e) => debug!(%digest, error = %e, "not to be had locally"),
+    }
+    let Some(wanted) = asked.wanted() else {
+        return Err(Error::NoBlob(Miss::AskedByPeer));
+    };
+    let missed = |error| match error {
+        FetchError::NotSatisfiable { total, .. } => Error::NotSatisfiable { total },
+        error => Error::NoBlob(Miss::Fetch(error)),
+    };
+    if asked.is_head {
+        let total = registry.mirror.blob_size(wanted).await.map_err(missed)?;
+        return Ok(Answered {
+            response: head(digest, total, None),
+            source: Source::Peer,
+        });
+    }
+    let fetched = registry.mirror.blob(wanted, range).await.map_err(missed)?;
+    let part = range.map(|_| fetched.span);
+    Ok(Answered {
+        response: with_body(head(digest, fetched.total, part), fetched.body),
+        source: Source::Peer,
+    })
+}
+
+/// None where the blob turns out to be unreadable before anything was sent.
+async fn local(
+    asked: &Asked,
+    digest: &Digest,
+    blob: &Blob,
+    range: Option<ByteRange>,
+) -> Result<Option<Answered>, Error> {
+    let total = blob.size();
+    let answered = |response| {
+        Some(Answered {
+            response,
+            source: Source::Local,
+        })
+    };
+    if asked.is_head {
+        // A Range is defined for GET only (RFC 9110, section 14.2).
+        return Ok(answered(head(digest, total, None)));
+    }
+    let part = match range.map(|range| range.resolve(total)).transpose() {
+        Ok(part) => part,
+        Err(_) => return Err(Error::NotSatisfiable { total: Some(total) }),
+    };
+    let span = part.unwrap_or(Span {
+        start: 0,
+        end: total,
+    });
+    let mut body = blob.read(span.start..span.end);
+    let first = match body.next().await {
+        Some(Ok(first)) => Some(Ok(first)),
+        None => None,
+        Some(Err(e)) => {
+            debug!(%digest, error = %e, "local blob cannot be read");
+            return Ok(None);
+        }
+    };
+    let body = stream::iter(first).chain(body).boxed();
+    Ok(answered(with_body(head(digest, total, part), body)))
+}
+
+/// The headers of a blob of `total` bytes, or of a part of it.
+fn head(digest: &Digest, total: u64, part: Option<Span>) -> Response {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(media_type::OCTET_STREAM),
+    );
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(
+        header::CONTENT_LENGTH,
+        part.map_or(total, |part| part.len()).into(),
+    );
+    // A digest is hexadecimal and a range is decimal: both are header values.
+    headers.extend(HeaderValue::from_str(digest.as_str()).map(|digest| {
+        (
+            header::HeaderName::from_static(DOCKER_CONTENT_DIGEST),
+            digest,
+        )
+    }));
+    if let Some(part) = part {
+        headers.extend(
+            HeaderValue::from_str(&part.content_range(total))
+                .map(|range| (header::CONTENT_RANGE, range)),
+        );
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    response
+}
+
+fn with_body(head: Response, body: BoxStream<'static, io::Result<Bytes>>) -> Response {
+    head.map(|_| Body::from_stream(body))
+}

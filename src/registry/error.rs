@@ -1,0 +1,177 @@
+//! Every error to status and OCI body, in one match.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use oci_spec::distribution::{ErrorCode, ErrorInfoBuilder, ErrorResponseBuilder};
+
+use crate::mirror::FetchError;
+use crate::oci::distribution::PathError;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("{0}")]
+    Path(PathError),
+    #[error("tag {0:?} of which registry? A mirror needs ?ns=<registry> to know")]
+    TagOfNowhere(String),
+    #[error("method {0} is not supported: this registry is read only")]
+    Method(Method),
+    #[error("a GET or HEAD has no body here")]
+    RequestBody,
+    #[error("manifest unknown")]
+    NoManifest(#[source] Miss),
+    #[error("blob unknown")]
+    NoBlob(#[source] Miss),
+    #[error("the range begins beyond the end")]
+    NotSatisfiable { total: Option<u64> },
+}
+
+/// Why something that might have been here, or with a peer, is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Miss {
+    #[error("not held here, and a peer's request goes no further")]
+    AskedByPeer,
+    #[error(transparent)]
+    Fetch(FetchError),
+}
+
+impl Error {
+    pub(super) fn path(path: &str) -> Self {
+        Error::Path(PathError::NoSuchPath(path.chars().take(200).collect()))
+    }
+
+    /// Peers that should have delivered did not: worth an operator's attention, unlike content that nobody holds.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(
+            self,
+            Error::NoManifest(Miss::Fetch(FetchError::Exhausted { .. }))
+                | Error::NoBlob(Miss::Fetch(FetchError::Exhausted { .. }))
+        )
+    }
+
+    /// Whether the request was one that this registry answers at all.
+    pub(super) fn is_miss(&self) -> bool {
+        matches!(self, Error::NoManifest(_) | Error::NoBlob(_))
+    }
+
+    pub(super) fn to_response(&self, is_head: bool) -> Response {
+        let (status, code) = match self {
+            Error::Path(PathError::NoSuchPath(_)) => {
+                (StatusCode::NOT_FOUND, ErrorCode::Unsupported)
+            }
+            Error::Path(PathError::Name(_)) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+            Error::Path(PathError::Reference(_)) => {
+                (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid)
+            }
+            Error::TagOfNowhere(_) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
+            Error::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+            Error::RequestBody => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
+            Error::NoManifest(_) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
+            Error::NoBlob(_) => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),
+            // The distribution spec has no code for it; the status says all.
+            Error::NotSatisfiable { .. } => {
+                (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Unsupported)
+            }
+        };
+        let body = self.body(code);
+        let length = body.len();
+        let mut response = Response::new(if is_head { Body::empty() } else { body.into() });
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        headers.insert(header::CONTENT_LENGTH, length.into());
+        match self {
+            Error::Method(_) => {
+                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            }
+            Error::RequestBody => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Error::NotSatisfiable { total: Some(total) } => {
+                let value = HeaderValue::from_str(&format!("bytes */{total}"));
+                headers.extend(value.ok().map(|value| (header::CONTENT_RANGE, value)));
+            }
+            _ => {}
+        }
+        response
+    }
+
+    /// `{"errors":[{"code","message","detail"}]}`, as the distribution spec has it; the detail says why.
+    fn body(&self, code: ErrorCode) -> String {
+        let causes: Vec<String> =
+            std::iter::successors(std::error::Error::source(self), |cause| cause.source())
+                .map(ToString::to_string)
+                .collect();
+        let mut info = ErrorInfoBuilder::default()
+            .code(code)
+            .message(self.to_string());
+        if !causes.is_empty() {
+            // oci-spec wants JSON text here.
+            info = info.detail(serde_json::json!({ "reason": causes.join(": ") }).to_string());
+        }
+        info.build()
+            .and_then(|info| ErrorResponseBuilder::default().errors(vec![info]).build())
+            .ok()
+            .and_then(|response| serde_json::to_string(&response).ok())
+            // Both builders have all they need; an empty list is still an answer.
+            .unwrap_or_else(|| r#"{"errors":[]}"#.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Key;
+    use http_body_util::BodyExt as _;
+
+    async fn json(response: Response) -> serde_json::Value {
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_miss_tells_why_in_the_form_of_the_spec() {
+        let key = Key::Content(crate::oci::Digest::sha256(b"x"));
+        let error = Error::NoBlob(Miss::Fetch(FetchError::NoPeer(key.clone())));
+
+        let response = error.to_response(false);
+
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        let json = json(response).await;
+        assert_eq!(json["errors"][0]["code"], "BLOB_UNKNOWN");
+        assert_eq!(json["errors"][0]["message"], "blob unknown");
+        assert_eq!(
+            json["errors"][0]["detail"]["reason"],
+            format!("no peer holds {key}")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_head_has_the_same_headers_and_no_body() {
+        let error = Error::Method(Method::PUT);
+
+        let (get, head) = (error.to_response(false), error.to_response(true));
+
+        assert_eq!(get.headers(), head.headers());
+        assert_eq!(get.headers()["allow"], "GET, HEAD");
+        assert!(
+            head.into_body()
+                .collect()
+                .await
+                .unwrap()
+                .to_bytes()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn an_unsatisfiable_range_tells_the_length() {
+        let response = Error::NotSatisfiable { total: Some(7) }.to_response(false);
+
+        assert_eq!(response.status(), StatusCode::RANGE_NOT_SATISFIABLE);
+        assert_eq!(response.headers()["content-range"], "bytes */7");
+    }
+}

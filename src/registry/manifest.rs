@@ -1,0 +1,102 @@
+//! GET and HEAD of a manifest, by tag or digest.
+//!
+//! Manifests are small: they are read whole before anything is answered. So a tag is answered only if its manifest can
+//! be had, and a HEAD is the GET without its body.
+
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::Response;
+use bytes::Bytes;
+use tracing::debug;
+
+use super::access::Source;
+use super::error::{Error, Miss};
+use super::{Answered, Asked, Registry};
+use crate::content::StoreError;
+use crate::mirror::Manifest;
+use crate::oci::Digest;
+use crate::oci::distribution::{DOCKER_CONTENT_DIGEST, ManifestReference};
+use crate::oci::media_type;
+
+/// Larger ones are no manifests (registries accept 4 MiB), and are not taken into memory.
+const MAX_MANIFEST: u64 = 8 << 20;
+
+pub(super) async fn answer(
+    registry: &Registry,
+    asked: &Asked,
+    reference: &ManifestReference,
+) -> Result<Answered, Error> {
+    match local(registry, reference).await {
+        Ok(Some((digest, bytes))) => {
+            return Ok(Answered {
+                response: response(asked, &digest, bytes, None),
+                source: Source::Local,
+            });
+        }
+        Ok(None) => {}
+        Err(e) => debug!(?reference, error = %e, "not to be had locally"),
+    }
+    if let ManifestReference::TagOfNowhere(tag) = reference {
+        return Err(Error::TagOfNowhere(tag.clone()));
+    }
+    let Some(wanted) = asked.wanted() else {
+        return Err(Error::NoManifest(Miss::AskedByPeer));
+    };
+    let fetched = match reference {
+        ManifestReference::Digest(digest) => registry.mirror.manifest(wanted, digest).await,
+        _ => registry.mirror.tagged_manifest(wanted).await,
+    };
+    let Manifest {
+        bytes,
+        digest,
+        content_type,
+    } = fetched.map_err(|e| Error::NoManifest(Miss::Fetch(e)))?;
+    Ok(Answered {
+        response: response(asked, &digest, bytes, content_type),
+        source: Source::Peer,
+    })
+}
+
+async fn local(
+    registry: &Registry,
+    reference: &ManifestReference,
+) -> Result<Option<(Digest, Bytes)>, StoreError> {
+    let digest = match reference {
+        ManifestReference::Digest(digest) => Some(digest.clone()),
+        ManifestReference::Tag(tag) => registry.store.resolve(tag).await?,
+        ManifestReference::TagOfNowhere(_) => None,
+    };
+    let Some(digest) = digest else {
+        return Ok(None);
+    };
+    let Some(blob) = registry.store.open(&digest).await? else {
+        return Ok(None);
+    };
+    let bytes = blob
+        .read_all(MAX_MANIFEST)
+        .await
+        .map_err(|e| StoreError::Failed(e.to_string()))?;
+    Ok(Some((digest, bytes)))
+}
+
+/// `sent_as` is what a peer called it, for the rare manifest that does not tell by itself.
+fn response(asked: &Asked, digest: &Digest, bytes: Bytes, sent_as: Option<String>) -> Response {
+    let content_type = media_type::of_manifest(&bytes)
+        .or(sent_as)
+        .and_then(|content_type| HeaderValue::from_str(&content_type).ok())
+        .unwrap_or(HeaderValue::from_static(media_type::OCTET_STREAM));
+    let length = bytes.len();
+    let mut response = Response::new(if asked.is_head {
+        Body::empty()
+    } else {
+        Body::from(bytes)
+    });
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, content_type);
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.extend(
+        HeaderValue::from_str(digest.as_str())
+            .map(|digest| (HeaderName::from_static(DOCKER_CONTENT_DIGEST), digest)),
+    );
+    response
+}

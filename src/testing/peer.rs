@@ -1,0 +1,262 @@
+//! A peer's registry that misbehaves on command. It speaks just enough HTTP to be wrong in every way that matters.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::oci::distribution::ByteRange;
+use crate::routing::{Peer, PeerId};
+
+/// What a peer does instead of answering as it should.
+#[derive(Clone, Debug, Default)]
+struct Behaviour {
+    status: Option<u16>,
+    /// Before the response's head; for ever if it is longer than any test.
+    delay: Duration,
+    /// Body bytes of one response after which the fault comes, counted from the beginning of that response.
+    cut_after: Option<(usize, Cut)>,
+    /// Added to the true total in Content-Length and Content-Range.
+    lie: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Stall,
+    End,
+    Reset,
+}
+
+/// Configures a peer; see [`FakePeer::serving`].
+pub struct Builder {
+    content: Bytes,
+    behaviour: Behaviour,
+}
+
+/// A running peer. It goes away when dropped.
+pub struct FakePeer {
+    address: SocketAddr,
+    id: PeerId,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    sent: Arc<Mutex<u64>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// A request that a peer has received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub line: String,
+    pub range: Option<String>,
+    pub is_mirrored: bool,
+}
+
+impl FakePeer {
+    /// A peer that answers every request with `content`, or the range of it.
+    pub fn serving(content: impl Into<Bytes>) -> Builder {
+        Builder {
+            content: content.into(),
+            behaviour: Behaviour::default(),
+        }
+    }
+
+    /// An address at which nobody listens.
+    pub async fn gone() -> Peer {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        Peer {
+            id: PeerId::new(format!("gone-{address}")),
+            registry: vec![address],
+        }
+    }
+
+    pub fn peer(&self) -> Peer {
+        Peer {
+            id: self.id.clone(),
+            registry: vec![self.address],
+        }
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().expect("no panic").clone()
+    }
+
+    /// The Range headers of all requests, in order; empty where there was none.
+    pub fn ranges_asked(&self) -> Vec<String> {
+        let asked = self.asked();
+        asked
+            .into_iter()
+            .map(|asked| asked.range.unwrap_or_default())
+            .collect()
+    }
+
+    /// Body bytes written so far.
+    pub fn sent(&self) -> u64 {
+        *self.sent.lock().expect("no panic")
+    }
+}
+
+impl Builder {
+    pub fn answering(mut self, status: u16) -> Self {
+        self.behaviour.status = Some(status);
+        self
+    }
+
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.behaviour.delay = delay;
+        self
+    }
+
+    pub fn silent(self) -> Self {
+        self.after(Duration::from_secs(3600))
+    }
+
+    pub fn stalling_after(mut self, bytes: usize) -> Self {
+        self.behaviour.cut_after = Some((bytes, Cut::Stall));
+        self
+    }
+
+    /// Ends each response with a FIN after so many bytes.
+    pub fn ending_after(mut self, bytes: usize) -> Self {
+        self.behaviour.cut_after = Some((bytes, Cut::End));
+        self
+    }
+
+    /// Resets each connection after so many bytes, some of which may not arrive.
+    pub fn resetting_after(mut self, bytes: usize) -> Self {
+        self.behaviour.cut_after = Some((bytes, Cut::Reset));
+        self
+    }
+
+    /// Says that the content is longer by so much than it is.
+    pub fn lying_about_its_length_by(mut self, difference: i64) -> Self {
+        self.behaviour.lie = difference;
+        self
+    }
+
+    pub async fn spawn(self) -> FakePeer {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (asked, sent) = (Arc::default(), Arc::default());
+        let served = Served {
+            content: self.content,
+            behaviour: self.behaviour,
+            asked: Arc::clone(&asked),
+            sent: Arc::clone(&sent),
+        };
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(served.clone().connection(stream));
+            }
+        });
+        FakePeer {
+            address,
+            id: PeerId::new(format!("peer-{address}")),
+            asked,
+            sent,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Served {
+    content: Bytes,
+    behaviour: Behaviour,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    sent: Arc<Mutex<u64>>,
+}
+
+impl Served {
+    /// One request per connection is all that a mirror sends.
+    async fn connection(self, mut stream: TcpStream) {
+        let Some(asked) = read_head(&mut stream).await else {
+            return;
+        };
+        let range = asked.range.as_deref().and_then(ByteRange::parse);
+        let is_head = asked.line.starts_with("HEAD ");
+        self.asked.lock().expect("no panic").push(asked);
+        tokio::time::sleep(self.behaviour.delay).await;
+
+        let total = self.content.len() as u64;
+        let claimed = total.saturating_add_signed(self.behaviour.lie);
+        let (status, start, headers) = match (
+            self.behaviour.status,
+            range.map(|r| r.resolve(total)),
+        ) {
+            (Some(status), _) => (status, total, "content-length: 0\r\n".to_string()),
+            (None, None) => (200, 0, format!("content-length: {claimed}\r\n")),
+            (None, Some(Ok(span))) => {
+                let (start, last) = (span.start, claimed - 1);
+                let length = claimed - start;
+                let headers = format!(
+                    "content-length: {length}\r\ncontent-range: bytes {start}-{last}/{claimed}\r\n"
+                );
+                (206, start, headers)
+            }
+            (None, Some(Err(_))) => (
+                416,
+                total,
+                format!("content-length: 0\r\ncontent-range: bytes */{total}\r\n"),
+            ),
+        };
+        let head = format!("HTTP/1.1 {status} Whatever\r\n{headers}\r\n");
+        if stream.write_all(head.as_bytes()).await.is_err() || is_head {
+            return;
+        }
+        self.body(&mut stream, start as usize).await;
+    }
+
+    async fn body(&self, stream: &mut TcpStream, start: usize) {
+        let body = self.content.slice(start..);
+        let (whole, cut) = match self.behaviour.cut_after {
+            Some((bytes, cut)) if bytes < body.len() => (body.slice(..bytes), Some(cut)),
+            _ => (body, None),
+        };
+        for chunk in whole.chunks(16 << 10) {
+            if stream.write_all(chunk).await.is_err() {
+                return;
+            }
+            *self.sent.lock().expect("no panic") += chunk.len() as u64;
+        }
+        match cut {
+            Some(Cut::Stall) => std::future::pending().await,
+            Some(Cut::Reset) => {
+                // The kernel discards what is not sent yet and resets.
+                let _ = stream.set_zero_linger();
+            }
+            Some(Cut::End) | None => {
+                let _ = stream.shutdown().await;
+            }
+        }
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) -> Option<Asked> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).await.ok()? == 0 || head.len() > 64 << 10 {
+            return None;
+        }
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let header = |name: &str| {
+        head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found
+                .eq_ignore_ascii_case(name)
+                .then(|| value.trim().to_string())
+        })
+    };
+    Some(Asked {
+        line: head.lines().next().unwrap_or_default().to_string(),
+        range: header("range"),
+        is_mirrored: header(crate::oci::distribution::MIRRORED).is_some(),
+    })
+}
