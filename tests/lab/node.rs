@@ -49,6 +49,7 @@ pub struct Node {
     dir: PathBuf,
     resolv_conf: PathBuf,
     registry: String,
+    snapshotter: String,
     shared: Arc<Shared>,
 }
 
@@ -68,8 +69,9 @@ impl Node {
         let binary = choose(options.containerd.as_deref(), options.version.as_deref())?;
         // The way out where the file system cannot carry an overlay, as in a container.
         let snapshotter = std::env::var("PEILI_TEST_SNAPSHOTTER");
+        let snapshotter = snapshotter.unwrap_or_else(|_| "overlayfs".to_owned());
         let settings = Settings {
-            snapshotter: snapshotter.as_deref().unwrap_or("overlayfs"),
+            snapshotter: &snapshotter,
             discard_unpacked_layers: options.discard_unpacked_layers,
             registry: &registry,
         };
@@ -82,6 +84,7 @@ impl Node {
             dir,
             resolv_conf,
             registry,
+            snapshotter,
             shared,
         };
         node.start().await?;
@@ -111,6 +114,11 @@ impl Node {
 
     pub fn containerd(&self) -> &Containerd {
         &self.containerd
+    }
+
+    /// Where a pull unpacks to, for `ctr run --snapshotter`.
+    pub fn snapshotter(&self) -> &str {
+        &self.snapshotter
     }
 
     pub fn peili(&self) -> &Peili {
@@ -163,8 +171,9 @@ impl Node {
 
     pub async fn ctr_pull(&self, reference: &str) -> Result<()> {
         let hosts = self.containerd.certs_d().display().to_string();
-        let args = ["images", "pull", "--hosts-dir", &hosts, reference];
-        self.ctr(&args).await.map(drop)
+        let args = ["images", "pull", "--hosts-dir", &hosts];
+        let with = ["--snapshotter", self.snapshotter(), reference];
+        self.ctr(&[&args[..], &with[..]].concat()).await.map(drop)
     }
 
     /// Imports an OCI archive.
