@@ -32,7 +32,7 @@ async fn main() -> ExitCode {
     if let Err(why) = Lab::available() {
         eprintln!("The demo builds a small cluster, and cannot do so here: {why}.");
         eprintln!(
-            "With root and the packages (`make deps`) it takes half a minute: sudo make demo"
+            "`make demo` installs what is missing and asks sudo for root; it takes half a minute."
         );
         return ExitCode::FAILURE;
     }

@@ -178,7 +178,9 @@ macro_rules! lab_or_skip {
             Ok(()) => $crate::lab::Lab::new().await.unwrap(),
             Err(why) if std::env::var_os("CI").is_some() => panic!("no lab: {why}"),
             Err(why) => {
-                eprintln!("skipped: {why}");
+                // Past libtest, which shows what a test printed only when it failed.
+                use std::io::Write;
+                let _ = writeln!(std::io::stderr(), "skipped: {why}");
                 return;
             }
         }
