@@ -1,0 +1,289 @@
+//! Peili in half a minute: three nodes, one download, and then no registry any more.
+//!
+//! Everything is real (containerd, a registry, DNS, network namespaces) and goes away at the end, also after Ctrl-C.
+//! The figures are not Peili's word alone: the registry's own access log says what left it. Run it by `make demo`;
+//! an argument names another Peili to show.
+
+use std::io::IsTerminal;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[path = "../tests/lab/mod.rs"]
+#[allow(dead_code, reason = "the tests use more of the lab than the demo")]
+mod lab;
+
+use lab::{Image, ImageSpec, Lab, Node, NodeOptions};
+
+/// Large enough that sharing shows, small enough that nobody waits: 60 MB.
+const LAYERS: [u64; 6] = [
+    4_000_000, 6_000_000, 8_000_000, 12_000_000, 14_000_000, 16_000_000,
+];
+const MIRROR_BYTES: &str = "peili_mirror_bytes_total";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if let Err(why) = Lab::available() {
+        eprintln!("The demo builds a small cluster, and cannot do so here: {why}.");
+        eprintln!(
+            "`make demo` installs what is missing and asks sudo for root; it takes half a minute."
+        );
+        return ExitCode::FAILURE;
+    }
+    // Whichever ends first, the cluster is dropped, and with it all that it made.
+    tokio::select! {
+        told = tell() => match told {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("\nThe demo failed: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        () = interrupted() => {
+            eprintln!("\nInterrupted; everything was taken away.");
+            // What a shell says of a program that SIGINT ended.
+            ExitCode::from(130)
+        }
+    }
+}
+
+async fn interrupted() {
+    let mut terminate = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+async fn tell() -> Result<()> {
+    let peili = peili_binary()?;
+    let step = Step::begin("Starting a registry, DNS and three nodes");
+    let lab = Lab::new().await?;
+    lab.set_peili(peili);
+    let nodes = try_join_all((0..3).map(|_| lab.node(NodeOptions::default()))).await?;
+    let version = nodes[0].containerd().version();
+    step.done(&format!("3 nodes with containerd {version}"));
+
+    let step = Step::begin("Starting Peili on each, to find the others by DNS");
+    try_join_all(nodes.iter().map(|node| node.start_peili())).await?;
+    step.done("Peili is ready on each");
+
+    let step = Step::begin("Making an image and pushing it to the registry");
+    let spec = ImageSpec::new("demo/app:v1").busybox().index();
+    let image = lab.push(spec.layers(LAYERS)).await?;
+    let (layers, size) = (image.layers.len(), DecimalBytes(image.pulled_bytes()));
+    step.done(&format!("an image of {layers} layers, {size}"));
+
+    let by_tag = image.reference();
+    let by_digest = image.reference_by_digest();
+    let mut rows = vec![pull(&nodes[0], "by tag", &by_tag, &image).await?];
+
+    let step = Step::begin("Stopping the registry");
+    lab.stop_registry().await?;
+    step.done("the registry is gone; only the nodes have the image now");
+
+    rows.push(pull(&nodes[1], "by tag", &by_tag, &image).await?);
+    rows.push(pull(&nodes[2], "by digest", &by_digest, &image).await?);
+
+    let served = lab.registry.served().await?;
+    for row in &mut rows {
+        row.from_registry = served.bytes_to(row.ip);
+    }
+    table(&rows);
+    for (node, reference) in nodes.iter().zip([&by_tag, &by_tag, &by_digest]) {
+        match run(node, reference).await {
+            Ok(said) => println!("A container of it on {} says: {said}", node.name()),
+            // A sandbox without the rights for runc says nothing about Peili.
+            Err(error) => println!(
+                "No container on {}, runc cannot here: {error:#}",
+                node.name()
+            ),
+        }
+    }
+    judge(&rows, image.pulled_bytes())
+}
+
+/// Beside the demo's folder, where cargo puts it; or as told.
+fn peili_binary() -> Result<PathBuf> {
+    let beside = || {
+        Some(
+            std::env::current_exe()
+                .ok()?
+                .parent()?
+                .with_file_name("peili"),
+        )
+    };
+    let binary = std::env::args_os()
+        .nth(1)
+        .map(PathBuf::from)
+        .or_else(beside);
+    let binary = binary.context("where is peili?")?;
+    let there = std::fs::canonicalize(&binary);
+    there.with_context(|| format!("{} (`make demo` builds it)", binary.display()))
+}
+
+/// How one node got the image.
+struct Row {
+    node: String,
+    ip: Ipv4Addr,
+    how: &'static str,
+    took: Duration,
+    tries: u32,
+    from_registry: u64,
+    from_peers: u64,
+}
+
+/// Pulls over the CRI, with a second and third try as kubelet would make them: what a node has just got is known to the
+/// others only a moment later.
+async fn pull(node: &Node, how: &'static str, reference: &str, image: &Image) -> Result<Row> {
+    const TRIES: u32 = 5;
+    const PAUSE: Duration = Duration::from_secs(1);
+    let step = Step::begin_bytes(
+        &format!("{} pulls {how}", node.name()),
+        image.pulled_bytes(),
+    );
+    let mut tries = 1;
+    let pulled = loop {
+        match step.watch(node, node.cri_pull(reference)).await {
+            Ok(pulled) => break pulled,
+            Err(error) if tries == TRIES => return Err(error),
+            Err(_) => tries += 1,
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    let row = Row {
+        node: node.name().to_owned(),
+        ip: node.ip(),
+        how,
+        took: pulled.took,
+        tries,
+        from_registry: 0,
+        from_peers: node.metric(MIRROR_BYTES, &[("source", "peer")]).await? as u64,
+    };
+    step.done(&format!("{} pulled {how} in {:.1?}", row.node, row.took));
+    Ok(row)
+}
+
+async fn run(node: &Node, reference: &str) -> Result<String> {
+    let id = format!("demo-{}-{}", std::process::id(), node.name());
+    let snapshotter = node.snapshotter();
+    let mut args = vec!["run", "--rm", "--snapshotter", snapshotter, reference, &id];
+    args.extend([
+        "/bin/sh",
+        "-c",
+        "echo I run, $(ls /data | wc -l) data layers",
+    ]);
+    Ok(node.ctr(&args).await?.trim().to_owned())
+}
+
+fn table(rows: &[Row]) {
+    println!();
+    println!(
+        "{:<6}{:<12}{:>9}{:>16}{:>18}",
+        "node", "pulled", "seconds", "from registry", "from other nodes"
+    );
+    for row in rows {
+        println!(
+            "{:<6}{:<12}{:>9.2}{:>16}{:>18}{}",
+            row.node,
+            row.how,
+            row.took.as_secs_f64(),
+            DecimalBytes(row.from_registry).to_string(),
+            DecimalBytes(row.from_peers).to_string(),
+            match row.tries {
+                1 => String::new(),
+                tries => format!("  (at try {tries})"),
+            }
+        );
+    }
+    println!();
+}
+
+/// The first node gets every byte from the registry, the others every byte from nodes.
+fn judge(rows: &[Row], image: u64) -> Result<()> {
+    for (place, row) in rows.iter().enumerate() {
+        let expected = if place == 0 { (image, 0) } else { (0, image) };
+        ensure!(
+            (row.from_registry, row.from_peers) == expected,
+            "{}: {} bytes from the registry and {} from other nodes, expected {expected:?}",
+            row.node,
+            row.from_registry,
+            row.from_peers
+        );
+    }
+    println!(
+        "Every byte left the registry once: {image} bytes for {} nodes.",
+        rows.len()
+    );
+    Ok(())
+}
+
+/// One thing under way: a spinner or a bar on a terminal, a line before and after elsewhere.
+struct Step {
+    bar: ProgressBar,
+}
+
+impl Step {
+    fn begin(what: &str) -> Self {
+        let style = "{spinner} {msg} {elapsed}";
+        Self::with(ProgressBar::new_spinner(), style, what)
+    }
+
+    fn begin_bytes(what: &str, bytes: u64) -> Self {
+        let style = "{spinner} {msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes}";
+        Self::with(ProgressBar::new(bytes), style, what)
+    }
+
+    fn with(bar: ProgressBar, style: &str, what: &str) -> Self {
+        bar.set_style(ProgressStyle::with_template(style).expect("a template of ours"));
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        if !std::io::stderr().is_terminal() {
+            println!("{what} ...");
+        }
+        Self { bar }
+    }
+
+    /// Lets the bar follow what the node has on its disk while `work` goes on.
+    async fn watch<T>(&self, node: &Node, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        let content = node.containerd().content();
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(Duration::from_millis(100)) => {
+                    self.bar.set_position(bytes_below(&content));
+                }
+            }
+        }
+    }
+
+    fn done(self, what: &str) {
+        self.bar.finish_and_clear();
+        println!("- {what}");
+    }
+}
+
+/// Size of the files below; what vanishes meanwhile has none.
+fn bytes_below(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let is_dir = entry.file_type().ok()?.is_dir();
+            Some(if is_dir {
+                bytes_below(&entry.path())
+            } else {
+                entry.metadata().ok()?.len()
+            })
+        })
+        .sum()
+}

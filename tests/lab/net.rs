@@ -1,0 +1,261 @@
+//! Network namespaces: a bridge in one of its own, everybody else on it by a veth pair, nothing routed out.
+//!
+//! A socket stays in the namespace in which it was made. So this process reaches into a namespace by a short-lived
+//! thread that enters it, makes the socket there and hands it over.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::process::{find, processes, run};
+
+const BRIDGE: &str = "br0";
+/// Everybody's end of the veth pair; the other end, on the bridge, is called as its owner.
+const LINK: &str = "eth0";
+
+/// Which way bytes flow, as seen from the one whose link it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Up,
+    Down,
+    Both,
+}
+
+/// A network namespace; it goes, with all who live in it, when this is dropped.
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    fn create(name: String) -> Result<Self> {
+        run("ip", &["netns", "add", &name])?;
+        let this = Self { name };
+        run("ip", &["-n", &this.name, "link", "set", "lo", "up"])?;
+        Ok(this)
+    }
+
+    pub fn file(&self) -> PathBuf {
+        netns_file(&self.name)
+    }
+
+    /// A command inside.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        // Not `ip netns exec`: that mounts a fresh /sys, which hides /sys/fs/cgroup and so breaks runc.
+        let mut command = Command::new(find("nsenter").expect("Lab::available looked for it"));
+        command
+            .arg(format!("--net={}", self.file().display()))
+            .arg("--")
+            .arg(program.as_ref());
+        command
+    }
+
+    /// A command inside, with a mount namespace of its own in which `resolv_conf` is the system's.
+    pub fn command_resolving_by(&self, resolv_conf: &Path, program: &Path) -> Command {
+        let mut command = self.command("unshare");
+        // Slave: what the system mounts later is still seen. Every step execs the next, so the pid is the program's.
+        command
+            .args(["--mount", "--propagation", "slave", "sh", "-c"])
+            .arg(r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#)
+            .arg(resolv_conf)
+            .arg(program);
+        command
+    }
+
+    /// Runs `work` on a thread inside.
+    pub async fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let file = File::open(self.file())?;
+        let (tell, told) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let kind = Some(LinkNameSpaceType::Network);
+            let entered = move_into_link_name_space(file.as_fd(), kind);
+            let _ = tell.send(entered.map_err(Into::into).and_then(|()| work()));
+        });
+        told.await
+            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+    }
+
+    pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        // On one bridge a connection takes microseconds; this bounds the one to a node whose link was removed.
+        const TIMEOUT: Duration = Duration::from_secs(3);
+        let stream = self
+            .within(move || std::net::TcpStream::connect_timeout(&to, TIMEOUT))
+            .await?;
+        stream.set_nonblocking(true)?;
+        TcpStream::from_std(stream)
+    }
+
+    pub async fn listen(&self, on: SocketAddr) -> io::Result<TcpListener> {
+        let listener = self.within(move || std::net::TcpListener::bind(on)).await?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        remove(&self.name);
+    }
+}
+
+/// Kills everybody in a namespace and removes it. Says nothing when there is none.
+pub fn remove(name: &str) {
+    if netns_file(name).exists() {
+        kill_inhabitants(name);
+        if let Err(error) = run("ip", &["netns", "del", name]) {
+            eprintln!("lab: {error:#}");
+        }
+    }
+}
+
+fn netns_file(name: &str) -> PathBuf {
+    Path::new("/run/netns").join(name)
+}
+
+/// Kills whoever lives in the namespace, and their descendants: a shim is in containerd's namespace, its container may
+/// have made one of its own.
+fn kill_inhabitants(name: &str) {
+    /// SIGKILL takes effect at once except for a process in the middle of an fsync.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let Ok(home) = std::fs::metadata(netns_file(name)).map(|m| m.ino()) else {
+        return;
+    };
+    let all = processes().unwrap_or_default();
+    let lives_here =
+        |pid: u32| std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|m| m.ino() == home);
+    let mut doomed: HashSet<u32> = all.iter().map(|p| p.0).filter(|p| lives_here(*p)).collect();
+    while let Some(&(child, _)) = all
+        .iter()
+        .find(|(pid, parent)| doomed.contains(parent) && !doomed.contains(pid))
+    {
+        doomed.insert(child);
+    }
+    doomed.remove(&std::process::id());
+    for &pid in &doomed {
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while doomed.iter().any(|pid| lives_here(*pid)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The bridge that everybody in a lab is plugged into.
+pub struct Bridge {
+    netns: Netns,
+    prefix: String,
+}
+
+impl Bridge {
+    /// `prefix` begins the names of all the lab's namespaces.
+    pub fn create(prefix: &str) -> Result<Self> {
+        let netns = Netns::create(format!("{prefix}-br"))?;
+        run(
+            "ip",
+            &["-n", &netns.name, "link", "add", BRIDGE, "type", "bridge"],
+        )?;
+        run("ip", &["-n", &netns.name, "link", "set", BRIDGE, "up"])?;
+        Ok(Self {
+            netns,
+            prefix: prefix.to_owned(),
+        })
+    }
+
+    /// A new namespace `name` with `ip` in a /24.
+    pub fn attach(&self, name: &str, ip: Ipv4Addr) -> Result<Netns> {
+        let netns = Netns::create(format!("{}-{name}", self.prefix))?;
+        let (inner, outer) = (&netns.name, &self.netns.name);
+        let peer = ["peer", "name", LINK, "netns", inner];
+        run(
+            "ip",
+            &[
+                &["-n", outer, "link", "add", name, "type", "veth"],
+                &peer[..],
+            ]
+            .concat(),
+        )?;
+        run(
+            "ip",
+            &["-n", outer, "link", "set", name, "master", BRIDGE, "up"],
+        )?;
+        run(
+            "ip",
+            &["-n", inner, "addr", "add", &format!("{ip}/24"), "dev", LINK],
+        )?;
+        run("ip", &["-n", inner, "link", "set", LINK, "up"])?;
+        Ok(netns)
+    }
+
+    /// Limits the link of `netns`; None lifts the limit.
+    pub fn shape(&self, netns: &Netns, bytes_per_s: Option<u64>, way: Direction) -> Result<()> {
+        if way != Direction::Down {
+            limit(&netns.name, LINK, bytes_per_s)?;
+        }
+        if way != Direction::Up {
+            limit(&self.netns.name, self.port(netns), bytes_per_s)?;
+        }
+        Ok(())
+    }
+
+    /// From now on what `netns` sends and is sent goes nowhere, as if its machine had lost power: nobody is told.
+    pub fn unplug(&self, netns: &Netns) -> Result<()> {
+        let port = self.port(netns);
+        run(
+            "ip",
+            &["-n", &self.netns.name, "link", "set", port, "nomaster"],
+        )
+        .map(drop)
+    }
+
+    pub fn plug(&self, netns: &Netns) -> Result<()> {
+        let port = self.port(netns);
+        run(
+            "ip",
+            &[
+                "-n",
+                &self.netns.name,
+                "link",
+                "set",
+                port,
+                "master",
+                BRIDGE,
+            ],
+        )
+        .map(drop)
+    }
+
+    fn port<'a>(&self, netns: &'a Netns) -> &'a str {
+        &netns.name[self.prefix.len() + 1..]
+    }
+}
+
+fn limit(netns: &str, link: &str, bytes_per_s: Option<u64>) -> Result<()> {
+    let Some(rate) = bytes_per_s else {
+        // Deleting what is not there is an error; adding first is not.
+        limit(netns, link, Some(1 << 30))?;
+        return run("tc", &["-n", netns, "qdisc", "del", "dev", link, "root"]).map(drop);
+    };
+    // tc's `bps` is bytes per second. The burst must hold what arrives within one tick at the highest rate used here
+    // (256 KiB in 1 ms is 262 MB/s); 20 ms of queue is what a good switch has.
+    let rate = format!("{rate}bps");
+    let qdisc = ["-n", netns, "qdisc", "replace", "dev", link, "root"];
+    let tbf = ["tbf", "rate", &rate, "burst", "256k", "latency", "20ms"];
+    run("tc", &[&qdisc[..], &tbf[..]].concat())
+        .map(drop)
+        .with_context(|| format!("shaping {link} of {netns}"))
+}

@@ -1,0 +1,179 @@
+//! The node's Peili: what its pod would run, first `configuration`, then `registry`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::containerd::Containerd;
+use super::dns::PEERS;
+use super::http;
+use super::net::Netns;
+use super::process::{Daemon, eventually, output, tail};
+
+pub const REGISTRY_PORT: u16 = 5000;
+pub const METRICS_PORT: u16 = 9090;
+/// As long as its chart's startup probe would look at it, shortened: nothing here is slow.
+const START: Duration = Duration::from_secs(30);
+/// Longer than its own drain; who needs more would meet the kubelet's SIGKILL.
+const STOP: Duration = Duration::from_secs(30);
+
+/// What differs from the lab's way to run it.
+#[derive(Clone, Debug, Default)]
+pub struct PeiliOptions {
+    /// More arguments for `registry`. The last one of a kind counts.
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Leave hosts.toml as it is.
+    pub unconfigured: bool,
+}
+
+impl PeiliOptions {
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+pub struct Peili {
+    daemon: Mutex<Option<Daemon>>,
+    binary: PathBuf,
+    dir: PathBuf,
+    ip: Ipv4Addr,
+}
+
+impl Peili {
+    pub fn new(binary: PathBuf, dir: PathBuf, ip: Ipv4Addr) -> Self {
+        Self {
+            daemon: Mutex::new(None),
+            binary,
+            dir,
+            ip,
+        }
+    }
+
+    pub fn registry(&self) -> SocketAddr {
+        (self.ip, REGISTRY_PORT).into()
+    }
+
+    pub fn metrics(&self) -> SocketAddr {
+        (self.ip, METRICS_PORT).into()
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("peili.log")
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.lock().unwrap().as_ref().map(Daemon::pid)
+    }
+
+    /// Runs a subcommand that ends by itself; its standard output.
+    pub async fn run(&self, netns: &Netns, args: &[&str]) -> Result<String> {
+        let mut command = netns.command(&self.binary);
+        command.args(args);
+        output(command).await
+    }
+
+    /// Makes containerd ask this node's Peili first for images of `registry`.
+    pub async fn configure(&self, netns: &Netns, certs_d: &Path, registry: &str) -> Result<()> {
+        let target = format!("http://{}", self.registry());
+        let registry = format!("http://{registry}");
+        let certs_d = certs_d.display().to_string();
+        let args = [
+            "configuration",
+            "--containerd-registry-config-path",
+            &certs_d,
+            "--mirror-targets",
+            &target,
+            "--mirrored-registries",
+            &registry,
+        ];
+        self.run(netns, &args).await.map(drop)
+    }
+
+    /// Starts it without waiting for anything.
+    pub fn spawn(
+        &self,
+        netns: &Netns,
+        resolv_conf: &Path,
+        containerd: &Containerd,
+        options: &PeiliOptions,
+    ) -> Result<()> {
+        ensure!(self.daemon.lock().unwrap().is_none(), "peili runs already");
+        let data = self.dir.join("peili-data");
+        std::fs::create_dir_all(&data)?;
+        let mut command = netns.command_resolving_by(resolv_conf, &self.binary);
+        command
+            .args(["registry", "--bootstrap-kind", "dns"])
+            .args(["--dns-bootstrap-domain", PEERS])
+            .args(["--router-addr", ":5001"])
+            .args(["--registry-addr", &format!(":{REGISTRY_PORT}")])
+            .args(["--metrics-addr", &format!(":{METRICS_PORT}")])
+            .args(["--advertise-addr", &self.ip.to_string()])
+            .args(["--containerd-namespace", "k8s.io"])
+            .arg("--containerd-sock")
+            .arg(containerd.socket())
+            .arg("--containerd-content-path")
+            .arg(containerd.content())
+            .arg("--data-dir")
+            .arg(data)
+            .args(&options.args)
+            .envs(options.env.iter().map(|(name, value)| (name, value)));
+        *self.daemon.lock().unwrap() = Some(Daemon::spawn(command, "peili", &self.log())?);
+        Ok(())
+    }
+
+    /// Returns when /readyz says 200; an error as soon as the process has ended.
+    pub async fn ready(&self, netns: &Netns) -> Result<()> {
+        let mut last = String::from("nothing was heard");
+        eventually("peili's readiness", START, async || {
+            if let Some(daemon) = self.daemon.lock().unwrap().as_mut() {
+                daemon.check()?;
+            }
+            match http::get(netns, self.registry(), "/readyz").await {
+                Ok(answer) if answer.status.is_success() => return Ok(Some(())),
+                Ok(answer) => last = answer.text(),
+                Err(error) => last = format!("{error:#}"),
+            }
+            Ok(None)
+        })
+        .await
+        .with_context(|| format!("{last}; its log ends:\n{}", tail(&self.log(), 30)))
+    }
+
+    /// SIGTERM; how it ended, None if it did not run.
+    pub async fn stop(&self) -> Result<Option<ExitStatus>> {
+        let daemon = self.daemon.lock().unwrap().take();
+        match daemon {
+            Some(daemon) => daemon.stop(STOP).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.daemon.lock().unwrap().take();
+    }
+}
+
+/// The sum over all series of `name` that carry these labels, in the Prometheus text format.
+pub fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    text.lines()
+        .filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (found, with) = series.split_once('{').unwrap_or((series, ""));
+            let has =
+                |(label, value): &(&str, &str)| with.contains(&format!("{label}=\"{value}\""));
+            (found == name && labels.iter().all(has)).then(|| value.parse().unwrap_or(0.0))
+        })
+        .sum::<f64>()
+}

@@ -1,0 +1,202 @@
+//! Programs that a lab starts: daemons with a log, commands with an answer, and waiting without sleeping blindly.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Pause between two looks at something awaited: far below what any daemon here needs to start, and still cheap.
+const POLL: Duration = Duration::from_millis(5);
+
+/// A daemon that dies with its handle.
+pub struct Daemon {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `command` with its output appended to `log`. It gets a process group of its own: a Ctrl-C at the terminal
+    /// is for the lab to deal with, in its own order.
+    pub fn spawn(mut command: Command, name: &str, log: &Path) -> Result<Self> {
+        let out = File::options().create(true).append(true).open(log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("starting {name} ({})", show(&command)))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// An error with the end of its log if it has ended by itself.
+    pub fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!(
+                "{} ended with {status}; its log ends:\n{}",
+                self.name,
+                tail(&self.log, 30)
+            );
+        }
+        Ok(())
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(pid_of(&self.child), signal)
+            .with_context(|| format!("{signal:?} to {}", self.name))
+    }
+
+    /// SIGTERM, then wait; SIGKILL and an error when it takes longer than `grace`.
+    pub async fn stop(mut self, grace: Duration) -> Result<ExitStatus> {
+        // It may have ended already; then the wait below says how.
+        let _ = self.signal(Signal::TERM);
+        let deadline = Instant::now() + grace;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "{} outlived SIGTERM by {grace:?}; its log ends:\n{}",
+                    self.name,
+                    tail(&self.log, 30)
+                );
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+/// The last lines of a log, for a message.
+pub fn tail(log: &Path, lines: usize) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Runs a command to its end; its standard output, or an error that tells what it said.
+pub async fn output(command: Command) -> Result<String> {
+    let shown = show(&command);
+    let mut command = tokio::process::Command::from(command);
+    let out = command
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .with_context(|| format!("running {shown}"))?;
+    if !out.status.success() {
+        bail!(
+            "{shown}: {}: {}{}",
+            out.status,
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Runs a short command (`ip`, `tc`) here and now.
+pub fn run(program: &str, args: &[&str]) -> Result<String> {
+    let mut command = Command::new(find(program).with_context(|| format!("{program} not found"))?);
+    command.args(args).stdin(Stdio::null());
+    let out = command.output()?;
+    if !out.status.success() {
+        bail!(
+            "{}: {}",
+            show(&command),
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Looks again and again until `probe` has an answer; an error after `deadline`.
+pub async fn eventually<T>(
+    what: &str,
+    deadline: Duration,
+    mut probe: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe().await? {
+            return Ok(found);
+        }
+        if start.elapsed() > deadline {
+            bail!("{what}: not within {deadline:?}");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Where a program is. Daemons live in sbin, which a user's PATH often lacks.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+/// When a process began, in clock ticks since boot: with its pid it names one process for good. None if there is none.
+pub fn started_at(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name and may hold spaces and brackets; what follows the last bracket is regular.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Every process with its parent.
+pub fn processes() -> io::Result<Vec<(u32, u32)>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+            continue;
+        };
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        all.push((pid, parent.unwrap_or(0)));
+    }
+    Ok(all)
+}
+
+fn show(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|part| part.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,136 @@
+//! The lab by itself, without Peili: what it makes can be pulled, imported and removed, and it counts every byte.
+
+#[allow(dead_code, reason = "each test uses its part of the lab")]
+mod lab;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use lab::process::eventually;
+use lab::{Direction, ImageSpec, NodeOptions, lab_or_skip};
+
+/// The CRI follows events, the removal of blobs is containerd's garbage collection: both are done within 2.5 s.
+const SOON: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn a_pull_over_cri_takes_exactly_the_bytes_of_the_image() {
+    let lab = lab_or_skip!();
+    let spec = ImageSpec::new("test/app:v1").busybox().index();
+    let image = lab.push(spec.layers([3 << 20, 1 << 20])).await.unwrap();
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+
+    let pulled = node.cri_pull(&image.reference()).await.unwrap();
+
+    assert_eq!(pulled.id, image.config.digest);
+    let served = lab.registry.served().await.unwrap();
+    for blob in image.pulled() {
+        assert_eq!(served.bytes_of(&blob.digest), blob.size, "{blob:?}");
+        assert!(node.holds(&blob.digest));
+    }
+    assert_eq!(served.bytes_to(node.ip()), image.pulled_bytes());
+    assert_eq!(served.bytes(), image.pulled_bytes());
+    let listed = node.cri_images().await.unwrap();
+    assert_eq!(listed[0].repo_tags, [image.reference()]);
+}
+
+#[tokio::test]
+async fn ctr_pulls_tags_imports_and_removes() {
+    let lab = lab_or_skip!();
+    let image = lab
+        .push(ImageSpec::new("test/a").layers([1 << 20]))
+        .await
+        .unwrap();
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+
+    node.ctr_pull(&image.reference()).await.unwrap();
+    let (first, second) = (image.reference(), "example.test/b:v2".to_owned());
+    node.ctr_tag(&first, &second).await.unwrap();
+    eventually("the CRI's own name", SOON, async || {
+        let listed = node.cri_images().await?;
+        Ok(listed.iter().any(|i| i.repo_tags.len() == 2).then_some(()))
+    })
+    .await
+    .unwrap();
+    node.ctr_remove(&first).await.unwrap();
+    assert!(node.holds(&image.layers[0].digest));
+    node.cri_remove(&second).await.unwrap();
+    eventually("the layer's removal", SOON, async || {
+        Ok((!node.holds(&image.layers[0].digest)).then_some(()))
+    })
+    .await
+    .unwrap();
+
+    let before = lab.registry.served().await.unwrap();
+    let spec = ImageSpec::new("test/c").seed(2).plain_tar().index();
+    let other = lab.make(spec.layers([1 << 20])).await.unwrap();
+    node.import(&other).await.unwrap();
+    assert!(other.pulled().all(|blob| node.holds(&blob.digest)));
+    let names = node.ctr(&["images", "ls", "-q"]).await.unwrap();
+    assert!(names.contains(&other.reference()), "{names}");
+    let after = lab.registry.served().await.unwrap();
+    assert_eq!(after.since(&before).bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_killed_containerd_comes_back_with_what_it_had() {
+    let lab = lab_or_skip!();
+    let image = lab
+        .push(ImageSpec::new("test/a").layers([1 << 20]))
+        .await
+        .unwrap();
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+    node.cri_pull(&image.reference()).await.unwrap();
+
+    node.kill();
+    assert!(node.cri_images().await.is_err());
+    node.start().await.unwrap();
+    lab.stop_registry().await.unwrap();
+    node.restart().await.unwrap();
+
+    assert_eq!(node.cri_images().await.unwrap().len(), 1);
+    node.cri_remove(&image.reference()).await.unwrap();
+    assert!(node.cri_images().await.unwrap().is_empty());
+    let gone = node.cri_pull(&image.reference()).await.unwrap_err();
+    assert!(format!("{gone:#}").contains("refused"), "{gone:#}");
+}
+
+#[tokio::test]
+async fn a_shaped_link_is_as_slow_as_told_and_a_removed_one_is_silent() {
+    let lab = lab_or_skip!();
+    let image = lab
+        .push(ImageSpec::new("test/a").layers([8 << 20]))
+        .await
+        .unwrap();
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+    let registry: SocketAddr = lab.registry.host().parse().unwrap();
+
+    node.shape(Some(8 << 20), Direction::Down).unwrap();
+    let pulled = node.cri_pull(&image.reference()).await.unwrap();
+    node.shape(None, Direction::Down).unwrap();
+    // One second by the rate; the burst goes for free, and slowness by other causes is no fault of the link.
+    assert!(
+        pulled.took > Duration::from_millis(900),
+        "{:?}",
+        pulled.took
+    );
+
+    node.remove_link().unwrap();
+    let start = Instant::now();
+    assert!(node.netns().connect(registry).await.is_err());
+    assert!(start.elapsed() > Duration::from_secs(1), "nobody refused");
+    node.restore_link().unwrap();
+    node.netns().connect(registry).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_same_seed_makes_the_same_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = ImageSpec::new("a").index().layers([100_000, 7]);
+
+    let one = spec.build("r", dir.path()).unwrap();
+    let two = spec.clone().build("r", dir.path()).unwrap();
+    let other = spec.seed(2).build("r", dir.path()).unwrap();
+
+    assert_eq!(one.top().digest, two.top().digest);
+    assert_ne!(one.layers[0].digest, other.layers[0].digest);
+}
