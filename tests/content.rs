@@ -1,13 +1,21 @@
 //! The content stores against their contract.
 
-use std::sync::Arc;
+#[allow(dead_code, reason = "each test uses its part of the lab")]
+mod lab;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use lab::{ImageSpec, Node, NodeOptions, lab_or_skip};
 use peili::content::ContentStore;
+use peili::content::containerd::{Config, Containerd};
 use peili::oci::TagName;
+use peili::readiness::Readiness;
 use peili::testing::conformance::content::{self, Fixture, Image};
 use peili::testing::content::FakeStore;
-use peili::testing::noise;
+use peili::testing::{eventually, noise};
 
 #[derive(Default)]
 struct Fake(FakeStore);
@@ -53,4 +61,110 @@ impl Fixture for Fake {
 #[tokio::test]
 async fn the_fake_keeps_the_contract() {
     content::all(&Fake::default()).await;
+}
+
+/// A real containerd, whose content is changed by `ctr` behind the store's back.
+struct Real {
+    node: Node,
+    store: Containerd,
+    files: tempfile::TempDir,
+    /// Tags of each image, by the digest of its manifest.
+    tags: Mutex<HashMap<String, Vec<TagName>>>,
+}
+
+impl Real {
+    /// `is_readable` is whether the store may open blobs by path.
+    async fn of(node: Node, is_readable: bool) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let nowhere = files.path().join("not-mounted");
+        let config = Config {
+            socket: node.containerd().socket(),
+            namespace: "k8s.io".into(),
+            content_path: (!is_readable).then_some(nowhere),
+        };
+        let store = Containerd::new(config, Readiness::new()).unwrap();
+        Self {
+            node,
+            store,
+            files,
+            tags: Mutex::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Fixture for Real {
+    fn store(&self) -> Arc<dyn ContentStore> {
+        Arc::new(self.store.clone())
+    }
+
+    async fn add(&self, tag: &TagName) -> Image {
+        let repository = tag.repository();
+        let name = format!("{}:{}", repository.path(), tag.tag());
+        let spec = ImageSpec::new(&name)
+            .seed(tag.to_string().len() as u64)
+            .layers([300_000]);
+        let image = spec
+            .build(repository.registry(), self.files.path())
+            .unwrap();
+        self.node.import(&image).await.unwrap();
+        let manifest = image.manifest.digest.clone();
+        self.tags
+            .lock()
+            .unwrap()
+            .insert(manifest.clone(), vec![tag.clone()]);
+        Image {
+            manifest: manifest.parse().unwrap(),
+            layer: image.layers[0].digest.parse().unwrap(),
+            layer_bytes: std::fs::read(&image.layers[0].file).unwrap(),
+        }
+    }
+
+    async fn add_tag(&self, tag: &TagName, another: &TagName) {
+        let (name, new) = (tag.to_string(), another.to_string());
+        self.node.ctr_tag(&name, &new).await.unwrap();
+        let mut tags = self.tags.lock().unwrap();
+        let tags = tags.values_mut().find(|tags| tags.contains(tag));
+        tags.unwrap().push(another.clone());
+    }
+
+    async fn remove(&self, tag: &TagName) {
+        let is_last = {
+            let mut tags = self.tags.lock().unwrap();
+            let tags = tags.values_mut().find(|tags| tags.contains(tag)).unwrap();
+            tags.retain(|other| other != tag);
+            tags.is_empty()
+        };
+        // The CRI plugin names an image by its id as well, and keeps it as long as it does.
+        if is_last {
+            let name = tag.to_string();
+            eventually("the CRI knows the image", SOON, || async {
+                let images = self.node.cri_images().await.ok()?;
+                let known = images.iter().any(|image| image.repo_tags.contains(&name));
+                known.then_some(())
+            })
+            .await;
+            self.node.cri_remove(&name).await.unwrap();
+        } else {
+            self.node.ctr_remove(&tag.to_string()).await.unwrap();
+        }
+    }
+}
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn containerd_keeps_the_contract_by_path() {
+    let lab = lab_or_skip!();
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+
+    content::all(&Real::of(node, true).await).await;
+}
+
+#[tokio::test]
+async fn containerd_keeps_the_contract_by_its_socket_alone() {
+    let lab = lab_or_skip!();
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+
+    content::all(&Real::of(node, false).await).await;
 }

@@ -71,8 +71,7 @@ impl Metrics {
             bytes: metrics::counters(
                 registry,
                 "peili_mirror_bytes_total",
-                "Bytes of bodies sent to this node's containerd by source: local, peer; failed counts \
-                 what was sent before a body ended short.",
+                "Bytes of bodies sent to this node's containerd by source: local, peer.",
                 &["source"],
             ),
             duration: metrics::histograms(
@@ -99,8 +98,10 @@ impl Metrics {
         // A counter that is not there looks like a scrape that failed.
         for source in Source::ALL {
             metrics.requests.with_label_values(&[source.as_str()]);
-            metrics.bytes.with_label_values(&[source.as_str()]);
             metrics.uploads.with_label_values(&[source.as_str()]);
+        }
+        for source in [Source::Local, Source::Peer] {
+            metrics.bytes.with_label_values(&[source.as_str()]);
         }
         metrics
     }
@@ -170,8 +171,14 @@ impl Access {
                 return body;
             }
             let chunks = body.into_data_stream().map_err(io::Error::other);
+            let moved = if self.from_peer {
+                self.metrics.uploaded.clone()
+            } else {
+                self.metrics.bytes.with_label_values(&[source.as_str()])
+            };
             Body::from_stream(flushes.before_the_end_of(Counted {
                 chunks,
+                moved,
                 access: self,
             }))
         })
@@ -211,7 +218,6 @@ impl Access {
     fn count(&self, source: &str, took: Duration) {
         if self.from_peer {
             self.metrics.uploads.with_label_values(&[source]).inc();
-            self.metrics.uploaded.inc_by(self.bytes);
         } else {
             self.metrics.requests.with_label_values(&[source]).inc();
             self.metrics
@@ -232,9 +238,10 @@ impl Drop for Access {
     }
 }
 
-/// A body that knows how much of it was taken.
+/// A body that knows how much of it was taken, and counts it as it goes: a layer may take minutes.
 struct Counted<S> {
     chunks: S,
+    moved: IntCounter,
     access: Access,
 }
 
@@ -244,7 +251,10 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let polled = Pin::new(&mut self.chunks).poll_next(cx);
         match &polled {
-            Poll::Ready(Some(Ok(chunk))) => self.access.bytes += chunk.len() as u64,
+            Poll::Ready(Some(Ok(chunk))) => {
+                self.access.bytes += chunk.len() as u64;
+                self.moved.inc_by(chunk.len() as u64);
+            }
             Poll::Ready(Some(Err(e))) => {
                 self.access.source = Source::Failed;
                 self.access.error = Some(e.to_string());

@@ -1,0 +1,272 @@
+//! The main job on real containerds: what one node holds, the others get from it.
+
+#[allow(dead_code, reason = "each test uses its part of the lab")]
+mod lab;
+
+use std::time::{Duration, Instant};
+
+use futures::future::{join_all, try_join_all};
+use lab::process::eventually;
+use lab::{Direction, Image, ImageSpec, Lab, Node, NodeOptions, PeiliOptions, lab_or_skip};
+
+/// What users wait for: another node finds what is new within this time, and no longer finds what is gone.
+const SOON: Duration = Duration::from_secs(2);
+/// Anything that merely has to happen.
+const AT_ALL: Duration = Duration::from_secs(30);
+const MIB: u64 = 1 << 20;
+
+async fn nodes(lab: &Lab, count: usize) -> Vec<Node> {
+    let nodes = (0..count).map(|_| lab.node(NodeOptions::default()));
+    let nodes = try_join_all(nodes).await.unwrap();
+    let started = nodes.iter().map(Node::start_peili);
+    try_join_all(started).await.unwrap();
+    nodes
+}
+
+/// `/v2/app/manifests/v1?ns=…`
+fn manifest_path(image: &Image, reference: &str) -> String {
+    let registry = image.reference();
+    let registry = registry.split('/').next().unwrap();
+    let registry = registry.replace(':', "%3A");
+    format!("/v2/{}/manifests/{reference}?ns={registry}", image.name())
+}
+
+fn blob_path(image: &Image, digest: &str) -> String {
+    manifest_path(image, digest).replace("/manifests/", "/blobs/")
+}
+
+/// Waits until `node` gets this answer; how long that took.
+async fn answered(node: &Node, path: &str, status: u16, limit: Duration) -> Duration {
+    let begun = Instant::now();
+    eventually(&format!("{status} for {path}"), limit, async || {
+        let answer = node.http_get(path).await?;
+        Ok((answer.status.as_u16() == status).then_some(()))
+    })
+    .await
+    .unwrap();
+    begun.elapsed()
+}
+
+async fn from_peers(node: &Node) -> u64 {
+    let bytes = node.metric("peili_mirror_bytes_total", &[("source", "peer")]);
+    bytes.await.unwrap() as u64
+}
+
+async fn uploaded(node: &Node) -> u64 {
+    node.metric("peili_upload_bytes_total", &[]).await.unwrap() as u64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_registry_off_every_byte_comes_from_a_peer() {
+    let lab = lab_or_skip!();
+    let mut layers = vec![MIB; 11];
+    layers.insert(5, 300 * MIB);
+    let spec = ImageSpec::new("test/big:v1").index().layers(layers);
+    let image = lab.push(spec).await.unwrap();
+    let nodes = nodes(&lab, 4).await;
+    nodes[0].cri_pull(&image.reference()).await.unwrap();
+    let before = lab.registry.served().await.unwrap();
+    assert_eq!(before.bytes(), image.pulled_bytes(), "the first pull");
+    lab.stop_registry().await.unwrap();
+    answered(&nodes[1], &manifest_path(&image, "v1"), 200, AT_ALL).await;
+    let base = from_peers(&nodes[1]).await;
+
+    let (tag, digest) = (image.reference(), image.reference_by_digest());
+    let (by_tag, by_digest, by_ctr) = tokio::join!(
+        nodes[1].cri_pull(&tag),
+        nodes[2].cri_pull(&digest),
+        nodes[3].ctr_pull(&tag),
+    );
+
+    by_tag.unwrap();
+    by_digest.unwrap();
+    by_ctr.unwrap();
+    for (node, base) in nodes[1..].iter().zip([base, 0, 0]) {
+        let name = node.name();
+        assert_eq!(
+            from_peers(node).await - base,
+            image.pulled_bytes(),
+            "{name}"
+        );
+        assert!(
+            image.pulled().all(|blob| node.holds(&blob.digest)),
+            "{name}"
+        );
+    }
+    assert_eq!(lab.registry.served().await.unwrap().bytes(), before.bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_and_goes_is_known_to_another_node_soon() {
+    let lab = lab_or_skip!();
+    let nodes = nodes(&lab, 2).await;
+    let (holder, asker) = (&nodes[0], &nodes[1]);
+    let advertised = async || {
+        let keys = holder.metric("peili_advertised_keys", &[]).await?;
+        anyhow::Ok(keys as u64)
+    };
+    let at_first = advertised().await.unwrap();
+    let image = lab
+        .make(ImageSpec::new("test/app:v1").layers([MIB]))
+        .await
+        .unwrap();
+    let (v1, v2) = (manifest_path(&image, "v1"), manifest_path(&image, "v2"));
+    let layer = blob_path(&image, &image.layers[0].digest);
+    assert_eq!(asker.http_get(&v1).await.unwrap().status, 404);
+
+    // An import has none of the labels by which a pull's origin is known.
+    holder.import(&image).await.unwrap();
+    answered(asker, &v1, 200, SOON).await;
+    answered(asker, &layer, 200, SOON).await;
+
+    let second = image.reference().replace(":v1", ":v2");
+    holder.ctr_tag(&image.reference(), &second).await.unwrap();
+    answered(asker, &v2, 200, SOON).await;
+
+    holder.ctr_remove(&image.reference()).await.unwrap();
+    answered(asker, &v1, 404, SOON).await;
+    assert_eq!(asker.http_get(&v2).await.unwrap().status, 200);
+    assert_eq!(asker.http_get(&layer).await.unwrap().status, 200);
+
+    // A node without a name for it in any registry: no key, and no harm.
+    holder.ctr_tag(&second, "myorg/app:v1").await.unwrap();
+    holder.ctr_remove("myorg/app:v1").await.unwrap();
+
+    holder.cri_remove(&second).await.unwrap();
+    answered(asker, &v2, 404, SOON).await;
+    eventually("the garbage collection", AT_ALL, async || {
+        Ok((!holder.holds(&image.layers[0].digest)).then_some(()))
+    })
+    .await
+    .unwrap();
+    answered(asker, &layer, 404, SOON).await;
+    eventually("the end of the renewals", SOON, async || {
+        Ok((advertised().await? == at_first).then_some(()))
+    })
+    .await
+    .unwrap();
+}
+
+/// An image with one layer of 300 MiB on some nodes, whose links are slow enough that something can happen meanwhile.
+async fn big_image_on(lab: &Lab, holders: &[Node]) -> Image {
+    let spec = ImageSpec::new("test/big:v1").layers([300 * MIB]);
+    let image = lab.push(spec).await.unwrap();
+    for holder in holders {
+        holder.import(&image).await.unwrap();
+        holder.shape(Some(60 * MIB), Direction::Up).unwrap();
+    }
+    image
+}
+
+/// The first of `holders` that has uploaded so much.
+async fn busy<'a>(holders: &'a [Node], bytes: u64) -> &'a Node {
+    eventually("an upload", AT_ALL, async || {
+        let uploaded = join_all(holders.iter().map(uploaded)).await;
+        let mut busy = holders.iter().zip(uploaded);
+        Ok(busy
+            .find(|(_, uploaded)| *uploaded > bytes)
+            .map(|(holder, _)| holder))
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_killed_in_mid_body_is_replaced_at_the_offset() {
+    let lab = lab_or_skip!();
+    let mut nodes = nodes(&lab, 3).await;
+    let puller = nodes.pop().unwrap();
+    let image = big_image_on(&lab, &nodes).await;
+    lab.stop_registry().await.unwrap();
+    answered(&puller, &manifest_path(&image, "v1"), 200, AT_ALL).await;
+    // Both must be known, or there is nobody to go on with.
+    let layer = &image.layers[0];
+    for holder in &nodes {
+        answered(
+            holder,
+            &blob_path(&image, &image.config.digest),
+            200,
+            AT_ALL,
+        )
+        .await;
+    }
+
+    let reference = image.reference();
+    let (pulled, killed) = tokio::join!(puller.cri_pull(&reference), async {
+        let busy = busy(&nodes, 60 * MIB).await;
+        busy.kill_peili();
+        busy.name().to_owned()
+    });
+
+    pulled.unwrap();
+    assert!(puller.holds(&layer.digest));
+    assert_eq!(lab.registry.served().await.unwrap().bytes(), 0);
+    let survivor = nodes.iter().find(|node| node.name() != killed).unwrap();
+    let resumed = puller
+        .metric("peili_bodies_resumed_total", &[])
+        .await
+        .unwrap();
+    assert_eq!(resumed, 1.0, "containerd saw one body");
+    let rest = uploaded(survivor).await;
+    // What was under way to the puller when the first one was counted, and small blobs, are not exactly known.
+    let expected = 190 * MIB..250 * MIB;
+    assert!(expected.contains(&rest), "{rest} bytes from the survivor");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_all_peers_gone_in_mid_body_the_registry_delivers_the_rest() {
+    let lab = lab_or_skip!();
+    let mut nodes = nodes(&lab, 2).await;
+    let puller = nodes.pop().unwrap();
+    let image = big_image_on(&lab, &nodes).await;
+    answered(&puller, &manifest_path(&image, "v1"), 200, AT_ALL).await;
+    let before = lab.registry.served().await.unwrap();
+
+    let reference = image.reference();
+    let (pulled, ()) = tokio::join!(puller.cri_pull(&reference), async {
+        busy(&nodes, 60 * MIB).await.kill_peili();
+    });
+
+    pulled.unwrap();
+    let layer = &image.layers[0];
+    assert!(puller.holds(&layer.digest));
+    let served = lab.registry.served().await.unwrap().since(&before);
+    let rest = served.bytes_of(&layer.digest);
+    let expected = 190 * MIB..250 * MIB;
+    assert!(expected.contains(&rest), "{rest} bytes from the registry");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_may_come_late_and_go_and_come_back() {
+    let lab = lab_or_skip!();
+    let other = lab.node(NodeOptions::default()).await.unwrap();
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+    other.start_peili().await.unwrap();
+
+    node.stop().await.unwrap();
+    node.spawn_peili(&PeiliOptions::default()).await.unwrap();
+    let awaited = eventually("an answer that says what is awaited", AT_ALL, async || {
+        let Ok(answer) = node.http_get("/readyz").await else {
+            return Ok(None);
+        };
+        assert_eq!(answer.status, 503);
+        let text = answer.text();
+        Ok((text.contains("containerd.sock") && !text.contains("routing")).then_some(text))
+    })
+    .await
+    .unwrap();
+    assert!(awaited.contains("awaiting containerd: "), "{awaited}");
+    node.start().await.unwrap();
+    node.peili_ready().await.unwrap();
+
+    for (round, name) in ["test/a:v1", "test/b:v1"].into_iter().enumerate() {
+        node.restart().await.unwrap();
+        node.peili_ready().await.unwrap();
+        let spec = ImageSpec::new(name).seed(round as u64).layers([MIB]);
+        let image = lab.make(spec).await.unwrap();
+        node.import(&image).await.unwrap();
+        answered(&other, &manifest_path(&image, "v1"), 200, SOON * 5).await;
+    }
+    let ended = node.stop_peili().await.unwrap().unwrap();
+    assert!(ended.success(), "{ended}");
+}
