@@ -1,4 +1,5 @@
 //! Peili, a stateless image mirror for Kubernetes nodes.
+pub mod hosts;
 pub mod oci;
 pub mod readiness;
 pub mod routing;
