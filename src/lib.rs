@@ -1,6 +1,38 @@
 //! Peili, a stateless image mirror for Kubernetes nodes.
+//!
+//! A node-local daemon that serves the images which containerd already holds on its node to the other nodes, finds
+//! theirs in a Kademlia DHT, and stands in front of every registry as containerd's mirror.
+//!
+//! Who may know whom (a test, `tests/imports.rs`, reads every import and holds the house to this):
+//!
+//! ```text
+//!                          main
+//!            ┌──────────────┼───────────────┐
+//!        commands          app            config          PROCESS   may name anything below
+//! ───────────┼──────────────┼─────────────────────────────
+//!            │        registry   admin                     EDGES     HTTP in: containerd, peers, kubelet, Prometheus
+//!            │        ┌──┴───┐
+//!            │     mirror  advertise                       FLOWS     what we do, in terms of the seams
+//! ───────────┼────────┼────┬─┴──────┬─────────────────────
+//!            │     routing │     content                   SEAMS     two traits: what we need of the world
+//!            │        ▲    │        ▲
+//!          hosts     kad   │    containerd                 ADAPTERS  one foreign thing each
+//! ───────────┴────────┴────┴────────┴─────────────────────
+//!                          oci                             WORDS     no IO, no clock, no async
+//!    beside the stack: metrics, readiness, server, shutdown, telemetry
+//! ```
+//!
+//! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and
+//! [`mirror`] answer containerd from here or from a peer; [`app`] starts and ends the process in an order that never
+//! makes a pull worse than it would be without us. `docs/architecture.md` tells them at length.
+
+pub mod admin;
 pub mod advertise;
+pub mod app;
+pub mod commands;
+pub mod config;
 pub mod content;
+pub mod hosts;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;
@@ -9,5 +41,6 @@ pub mod registry;
 pub mod routing;
 pub mod server;
 pub mod shutdown;
+pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

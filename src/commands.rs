@@ -1,0 +1,151 @@
+//! The subcommands that do one thing and end.
+//!
+//! What was done goes to stdout, one line for each file; logs go to stderr, as everywhere.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use tracing::{info, warn};
+
+use crate::config::VersionFormat;
+use crate::hosts::{self, Done};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Hosts(#[from] hosts::Error),
+    /// Nobody reads what was done; it is done nevertheless.
+    #[error("cannot write to stdout: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Error {
+    /// As sysexits.h has them, so that a script can tell trying again from giving up.
+    pub fn exit_code(&self) -> u8 {
+        /// EX_IOERR
+        const IO: u8 = 74;
+        /// EX_TEMPFAIL
+        const TRY_AGAIN: u8 = 75;
+        match self {
+            Error::Hosts(hosts::Error::Busy(_)) => TRY_AGAIN,
+            Error::Hosts(hosts::Error::Io { .. }) | Error::Output(_) => IO,
+        }
+    }
+}
+
+/// Makes this node's containerd ask us.
+pub fn configuration(config: &hosts::Config, out: &mut impl Write) -> Result<(), Error> {
+    let done = hosts::configure(config)?;
+    let directory = config.directory.display();
+    info!(%directory, files = done.len(), "containerd is configured to ask the mirror");
+    report(&done, out)
+}
+
+/// Puts back what containerd was configured to before us. Serving `/readyz` afterwards is the caller's part.
+pub fn cleanup(directory: &Path, out: &mut impl Write) -> Result<(), Error> {
+    let done = hosts::cleanup(directory)?;
+    info!(directory = %directory.display(), files = done.len(), "containerd no longer asks the mirror");
+    report(&done, out)
+}
+
+fn report(done: &[Done], out: &mut impl Write) -> Result<(), Error> {
+    for done in done {
+        if let Done::LeftAlone(path) = done {
+            warn!(path = %path.display(), "added by somebody else and left alone: containerd prefers it to the wildcard");
+        }
+        writeln!(out, "{done}")?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Version {
+    version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    commit: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rustc: Option<&'static str>,
+}
+
+/// The image's build sets the two variables; a plain `cargo build` knows neither.
+const VERSION: Version = Version {
+    version: env!("CARGO_PKG_VERSION"),
+    commit: option_env!("PEILI_COMMIT"),
+    rustc: option_env!("PEILI_RUSTC"),
+};
+
+pub fn version(format: VersionFormat, out: &mut impl Write) -> Result<(), Error> {
+    match format {
+        VersionFormat::Text => writeln!(out, "peili {}", VERSION.version)?,
+        VersionFormat::Json => {
+            let line = serde_json::to_string(&VERSION).map_err(io::Error::from)?;
+            writeln!(out, "{line}")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(command: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>) -> String {
+        let mut out = Vec::new();
+        command(&mut out).expect("done");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn the_version_is_told_to_people_and_to_programs() {
+        let text = said(|out| version(VersionFormat::Text, out));
+        let json = said(|out| version(VersionFormat::Json, out));
+
+        assert_eq!(text, format!("peili {}\n", env!("CARGO_PKG_VERSION")));
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn each_file_written_and_restored_is_one_line() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| root.path().join(name).display().to_string();
+        std::fs::create_dir(root.path().join("ghcr.io")).expect("mkdir");
+        let config = hosts::Config {
+            directory: root.path().to_path_buf(),
+            registries: hosts::Registry::list(&["*"]).expect("registries"),
+            targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
+            resolve_tags: true,
+        };
+
+        assert_eq!(
+            said(|out| configuration(&config, out)),
+            format!(
+                "written {}\nbacked up {}\n",
+                at("_default/hosts.toml"),
+                at("ghcr.io")
+            )
+        );
+        assert_eq!(
+            said(|out| cleanup(root.path(), out)),
+            format!("restored {}\nremoved {}\n", at("ghcr.io"), at("_default"))
+        );
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_changed_ends_with_a_code_and_its_name() {
+        let file = tempfile::NamedTempFile::new().expect("tempfile");
+        let config = hosts::Config {
+            directory: file.path().join("certs.d"),
+            registries: vec![hosts::Registry::Every],
+            targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
+            resolve_tags: true,
+        };
+
+        let error = configuration(&config, &mut Vec::new()).expect_err("below a file");
+
+        assert_eq!(error.exit_code(), 74);
+        let name = file.path().display().to_string();
+        assert!(error.to_string().contains(&name), "{error}");
+    }
+}
