@@ -3,10 +3,11 @@
 #[allow(dead_code, reason = "each test uses its part of the lab")]
 mod lab;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use lab::process::eventually;
+use lab::dns::PEERS;
+use lab::process::{eventually, output};
 use lab::{Direction, ImageSpec, NodeOptions, lab_or_skip};
 
 /// The CRI follows events, the removal of blobs is containerd's garbage collection: both are done within 2.5 s.
@@ -120,6 +121,36 @@ async fn a_shaped_link_is_as_slow_as_told_and_a_removed_one_is_silent() {
     assert!(start.elapsed() > Duration::from_secs(1), "nobody refused");
     node.restore_link().unwrap();
     node.netns().connect(registry).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_name_of_the_peers_has_every_node_and_can_be_changed() {
+    let lab = lab_or_skip!();
+    let one = lab.node(NodeOptions::default()).await.unwrap();
+    let two = lab.node(NodeOptions::default()).await.unwrap();
+    let resolve = async || {
+        let mut command = one.netns().command("busybox");
+        command.args(["nslookup", PEERS, &lab.dns().ip().to_string()]);
+        output(command).await.unwrap_or_default()
+    };
+    let has = |answer: &str, ip: Ipv4Addr| answer.lines().any(|l| l.ends_with(&format!(" {ip}")));
+
+    let answer = resolve().await;
+    assert!(has(&answer, one.ip()) && has(&answer, two.ip()), "{answer}");
+
+    lab.dns().remove(PEERS, two.ip()).await.unwrap();
+    let answer = resolve().await;
+    assert!(
+        has(&answer, one.ip()) && !has(&answer, two.ip()),
+        "{answer}"
+    );
+
+    lab.dns().set(PEERS, &[two.ip()]).await.unwrap();
+    let answer = resolve().await;
+    assert!(
+        !has(&answer, one.ip()) && has(&answer, two.ip()),
+        "{answer}"
+    );
 }
 
 #[tokio::test]

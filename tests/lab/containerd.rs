@@ -151,7 +151,8 @@ impl Containerd {
             toml,
             "[plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{dir}/opt\""
         )?;
-        if self.version.as_str() >= "1.7" {
+        // 1.6 knows neither.
+        if !self.version.starts_with("1.6.") {
             writeln!(
                 toml,
                 "[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = true\n  socket_path = \"{dir}/nri.sock\"\n\

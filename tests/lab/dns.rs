@@ -54,6 +54,10 @@ impl Dns {
         Ok(this)
     }
 
+    pub fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+
     pub fn resolv_conf(&self) -> String {
         format!(
             "nameserver {}\nsearch lab.test\noptions timeout:1 attempts:2\n",

@@ -2,6 +2,9 @@
 //! server. Everything is real; only the cable is not.
 //!
 //! ```ignore
+//! #[allow(dead_code, reason = "each test uses its part of the lab")]
+//! mod lab; // at the root of the crate, for lab_or_skip!
+//!
 //! let lab = lab_or_skip!();
 //! let image = lab.push(ImageSpec::new("app:v1").busybox().layers([5 << 20])).await?;
 //! let node = lab.node(NodeOptions::default()).await?;

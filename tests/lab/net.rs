@@ -57,6 +57,10 @@ impl Netns {
             .arg(format!("--net={}", self.file().display()))
             .arg("--")
             .arg(program.as_ref());
+        // No proxy is reachable from here, and containerd would believe in one.
+        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+            command.env_remove(name).env_remove(name.to_uppercase());
+        }
         command
     }
 

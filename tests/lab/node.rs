@@ -220,7 +220,7 @@ impl Node {
 
     /// Without waiting for readiness.
     pub async fn spawn_peili(&self, options: &PeiliOptions) -> Result<()> {
-        if !options.unconfigured {
+        if options.configures() {
             let certs_d = self.containerd.certs_d();
             self.peili
                 .configure(&self.netns, &certs_d, &self.registry)

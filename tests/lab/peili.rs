@@ -24,22 +24,31 @@ const STOP: Duration = Duration::from_secs(30);
 /// What differs from the lab's way to run it.
 #[derive(Clone, Debug, Default)]
 pub struct PeiliOptions {
-    /// More arguments for `registry`. The last one of a kind counts.
-    pub args: Vec<String>,
-    pub env: Vec<(String, String)>,
-    /// Leave hosts.toml as it is.
-    pub unconfigured: bool,
+    args: Vec<(String, String)>,
+    env: Vec<(String, String)>,
+    unconfigured: bool,
 }
 
 impl PeiliOptions {
-    pub fn arg(mut self, arg: impl Into<String>) -> Self {
-        self.args.push(arg.into());
+    /// An option of `registry`, instead of the lab's value if it has one: `.arg("--router-addr", ":6001")`.
+    pub fn arg(mut self, flag: &str, value: &str) -> Self {
+        self.args.push((flag.to_owned(), value.to_owned()));
         self
     }
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Leave hosts.toml as it is.
+    pub fn unconfigured(mut self) -> Self {
+        self.unconfigured = true;
+        self
+    }
+
+    pub fn configures(&self) -> bool {
+        !self.unconfigured
     }
 }
 
@@ -111,23 +120,35 @@ impl Peili {
         ensure!(self.daemon.lock().unwrap().is_none(), "peili runs already");
         let data = self.dir.join("peili-data");
         std::fs::create_dir_all(&data)?;
+        let usual = [
+            ("--bootstrap-kind", "dns".to_owned()),
+            ("--dns-bootstrap-domain", PEERS.to_owned()),
+            ("--router-addr", ":5001".to_owned()),
+            ("--registry-addr", format!(":{REGISTRY_PORT}")),
+            ("--metrics-addr", format!(":{METRICS_PORT}")),
+            ("--advertise-addr", self.ip.to_string()),
+            ("--containerd-namespace", "k8s.io".to_owned()),
+            (
+                "--containerd-sock",
+                containerd.socket().display().to_string(),
+            ),
+            (
+                "--containerd-content-path",
+                containerd.content().display().to_string(),
+            ),
+            ("--data-dir", data.display().to_string()),
+        ];
         let mut command = netns.command_resolving_by(resolv_conf, &self.binary);
-        command
-            .args(["registry", "--bootstrap-kind", "dns"])
-            .args(["--dns-bootstrap-domain", PEERS])
-            .args(["--router-addr", ":5001"])
-            .args(["--registry-addr", &format!(":{REGISTRY_PORT}")])
-            .args(["--metrics-addr", &format!(":{METRICS_PORT}")])
-            .args(["--advertise-addr", &self.ip.to_string()])
-            .args(["--containerd-namespace", "k8s.io"])
-            .arg("--containerd-sock")
-            .arg(containerd.socket())
-            .arg("--containerd-content-path")
-            .arg(containerd.content())
-            .arg("--data-dir")
-            .arg(data)
-            .args(&options.args)
-            .envs(options.env.iter().map(|(name, value)| (name, value)));
+        command.arg("registry");
+        for (flag, value) in &usual {
+            if !options.args.iter().any(|(other, _)| other == flag) {
+                command.args([flag, value.as_str()]);
+            }
+        }
+        for (flag, value) in &options.args {
+            command.args([flag, value]);
+        }
+        command.envs(options.env.iter().map(|(name, value)| (name, value)));
         *self.daemon.lock().unwrap() = Some(Daemon::spawn(command, "peili", &self.log())?);
         Ok(())
     }
