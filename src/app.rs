@@ -3,6 +3,7 @@
 //! Binding can fail and changes nothing; running serves at once, and what is awaited stands behind `/readyz`. Until
 //! then an answer is a quick 404, and containerd goes upstream as it would without us.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct Config {
     pub containerd: containerd::Config,
     pub routing: kad::Config,
     pub mirror: mirror::Config,
+    /// Hosts of the registries that are mirrored; None: every registry.
+    pub mirrored: Option<HashSet<String>>,
     /// From SIGTERM to SIGKILL, as the kubelet has it.
     pub grace_period: Duration,
 }
@@ -47,6 +50,7 @@ pub struct App {
     router: Kad,
     event_loop: EventLoop,
     mirror: Mirror,
+    mirrored: Option<HashSet<String>>,
     access: registry::access::Metrics,
     metrics: Registry,
     readiness: Readiness,
@@ -88,6 +92,7 @@ impl App {
             router,
             event_loop,
             mirror,
+            mirrored: config.mirrored,
             access: registry::access::Metrics::new(&metrics),
             metrics,
             readiness,
@@ -117,6 +122,7 @@ impl App {
                 mirror: self.mirror,
                 readiness: self.readiness.clone(),
                 metrics: self.access,
+                mirrored: self.mirrored.map(Arc::new),
             }),
             shutdown.clone(),
         ));

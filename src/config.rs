@@ -284,7 +284,8 @@ struct RawRegistry {
     )]
     mirror_resolve_timeout: String,
 
-    /// How many peers are tried before a pull goes upstream. Each that hangs may cost up to 2 s.
+    /// How many peers may fail to deliver before a request goes upstream. Peers that refuse, or do not have it any
+    /// more, answer at once and are not counted. No request waits for its first byte longer than 2 s.
     #[arg(
         long,
         env = "MIRROR_RESOLVE_RETRIES",
@@ -298,8 +299,8 @@ struct RawRegistry {
     #[arg(long, env = "ADVERTISE_ADDR", value_delimiter = ',', num_args = 0.., value_name = "IP")]
     advertise_addr: Vec<String>,
 
-    /// How long transfers under way may go on after SIGTERM. Keep it below the pod's terminationGracePeriodSeconds;
-    /// an update of the DaemonSet waits for it on busy nodes.
+    /// What the kubelet allows between SIGTERM and SIGKILL: the pod's terminationGracePeriodSeconds. Transfers under
+    /// way go on until 5 s before its end; an update of the DaemonSet waits for them on busy nodes.
     #[arg(
         long,
         env = "SHUTDOWN_GRACE_PERIOD",

@@ -106,7 +106,7 @@ pub enum FetchError {
         #[source]
         last: Option<PeerError>,
     },
-    /// A holder says that the range lies beyond the end.
+    /// Holders say that the range lies beyond the end.
     #[error("{key} has no such range")]
     NotSatisfiable { key: Key, total: Option<u64> },
 }
@@ -302,9 +302,6 @@ impl Search {
                 biased;
                 Some((peer, outcome)) = attempts.next(), if is_waiting => match outcome {
                     Ok(delivery) => return Ok(delivery),
-                    Err(PeerError::NotSatisfiable { total }) => {
-                        return Err(FetchError::NotSatisfiable { key: self.key.clone(), total });
-                    }
                     Err(error) => {
                         asking.retain(|asked| *asked != peer.id);
                         self.failed(&peer, error);
@@ -370,7 +367,7 @@ impl Search {
 
     fn failed(&mut self, peer: &Peer, error: PeerError) {
         let outcome = match &error {
-            PeerError::Absent => "absent",
+            PeerError::Absent | PeerError::NotSatisfiable { .. } => "absent",
             PeerError::Refused => "refused",
             _ => "failed",
         };
@@ -385,7 +382,7 @@ impl Search {
         }
         match error {
             PeerError::Refused => self.mirror.router.refused(&peer.id),
-            PeerError::Absent => {}
+            PeerError::Absent | PeerError::NotSatisfiable { .. } => {}
             _ => self.failures += 1,
         }
         self.last = Some(error);
@@ -395,10 +392,15 @@ impl Search {
     fn exhausted(&mut self, silent: usize) -> FetchError {
         let key = self.key.clone();
         let tried = self.failures + silent;
-        if tried == 0 {
-            return FetchError::NoPeer(key);
-        }
         let last = self.last.take();
+        match last {
+            // Only when nobody could: one peer's file may be cut off.
+            Some(PeerError::NotSatisfiable { total }) if tried == 0 => {
+                return FetchError::NotSatisfiable { key, total };
+            }
+            _ if tried == 0 => return FetchError::NoPeer(key),
+            _ => {}
+        }
         warn!(%key, tried, error = last.as_ref().map(tracing::field::display), "no peer delivered");
         FetchError::Exhausted { key, tried, last }
     }

@@ -10,6 +10,7 @@ mod blob;
 mod error;
 mod manifest;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Router;
@@ -28,7 +29,7 @@ use crate::oci::distribution::{MIRRORED, OCI_NAMESPACE, Resource};
 use crate::readiness::Readiness;
 use crate::server::flush::Flushes;
 use access::{Access, Source};
-use error::Error;
+use error::{Error, Miss};
 
 /// What a request with a body may send before its connection is closed: the rest of a small body is read, so that the
 /// answer reaches the client and is not overtaken by a reset.
@@ -41,6 +42,8 @@ pub struct Registry {
     pub mirror: Mirror,
     pub readiness: Readiness,
     pub metrics: access::Metrics,
+    /// Hosts of the registries whose content is fetched from peers; None: every registry's.
+    pub mirrored: Option<Arc<HashSet<String>>>,
 }
 
 /// All routes of the registry port.
@@ -94,19 +97,6 @@ struct Asked {
     from_peer: bool,
 }
 
-impl Asked {
-    /// What peers would be asked; none where they must not or cannot be.
-    fn wanted(&self) -> Option<Wanted> {
-        if self.from_peer {
-            return None;
-        }
-        Some(Wanted {
-            key: self.resource.key()?,
-            path_and_query: self.path_and_query.clone(),
-        })
-    }
-}
-
 /// An answer, whose source the access line will tell.
 struct Answered {
     response: Response,
@@ -142,6 +132,22 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
 }
 
 impl Registry {
+    /// What peers are to be asked, where they may be.
+    fn wanted(&self, asked: &Asked) -> Result<Wanted, Miss> {
+        if asked.from_peer {
+            return Err(Miss::AskedByPeer);
+        }
+        if let (Some(mirrored), Some(ns)) = (&self.mirrored, &asked.ns)
+            && !mirrored.contains(ns)
+        {
+            return Err(Miss::NotMirrored(ns.clone()));
+        }
+        Ok(Wanted {
+            key: asked.resource.key().ok_or(Miss::NoKey)?,
+            path_and_query: asked.path_and_query.clone(),
+        })
+    }
+
     async fn answer(&self, asked: Asked) -> Result<Answered, Error> {
         let mut answered = match &asked.resource {
             Resource::Blob(digest) => blob::answer(self, &asked, digest).await?,

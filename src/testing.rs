@@ -5,6 +5,7 @@
 pub mod conformance;
 pub mod content;
 pub mod peer;
+pub mod router;
 
 use std::time::Duration;
 

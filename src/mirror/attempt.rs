@@ -49,7 +49,7 @@ pub enum PeerError {
     /// Alive, and does not have it (any more).
     #[error("does not have it")]
     Absent,
-    /// The range lies beyond the end: the answer to give, not a failure.
+    /// The range lies beyond its end: the answer to give if nobody knows better.
     #[error("has no such range in {total:?} bytes")]
     NotSatisfiable { total: Option<u64> },
     #[error("brought no byte within {0:?}")]

@@ -34,9 +34,7 @@ pub(super) async fn answer(
         Ok(None) => {}
         Err(e) => debug!(%digest, error = %e, "not to be had locally"),
     }
-    let Some(wanted) = asked.wanted() else {
-        return Err(Error::NoBlob(Miss::AskedByPeer));
-    };
+    let wanted = registry.wanted(asked).map_err(Error::NoBlob)?;
     let missed = |error| match error {
         FetchError::NotSatisfiable { total, .. } => Error::NotSatisfiable { total },
         error => Error::NoBlob(Miss::Fetch(error)),

@@ -12,8 +12,6 @@ use crate::oci::distribution::PathError;
 pub(super) enum Error {
     #[error("{0}")]
     Path(PathError),
-    #[error("tag {0:?} of which registry? A mirror needs ?ns=<registry> to know")]
-    TagOfNowhere(String),
     #[error("method {0} is not supported: this registry is read only")]
     Method(Method),
     #[error("a GET or HEAD has no body here")]
@@ -31,6 +29,10 @@ pub(super) enum Error {
 pub(super) enum Miss {
     #[error("not held here, and a peer's request goes no further")]
     AskedByPeer,
+    #[error("not held here, and {0} is not among the mirrored registries")]
+    NotMirrored(String),
+    #[error("not held here, and a tag of which registry? A mirror needs ?ns=<registry> to know")]
+    NoKey,
     #[error(transparent)]
     Fetch(FetchError),
 }
@@ -63,7 +65,6 @@ impl Error {
             Error::Path(PathError::Reference(_)) => {
                 (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid)
             }
-            Error::TagOfNowhere(_) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
             Error::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
             Error::RequestBody => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
             Error::NoManifest(_) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),

@@ -36,12 +36,7 @@ pub(super) async fn answer(
         Ok(None) => {}
         Err(e) => debug!(?reference, error = %e, "not to be had locally"),
     }
-    if let ManifestReference::TagOfNowhere(tag) = reference {
-        return Err(Error::TagOfNowhere(tag.clone()));
-    }
-    let Some(wanted) = asked.wanted() else {
-        return Err(Error::NoManifest(Miss::AskedByPeer));
-    };
+    let wanted = registry.wanted(asked).map_err(Error::NoManifest)?;
     let fetched = match reference {
         ManifestReference::Digest(digest) => registry.mirror.manifest(wanted, digest).await,
         _ => registry.mirror.tagged_manifest(wanted).await,

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::oci::distribution::ByteRange;
+use crate::oci::distribution::{ByteRange, Span};
 use crate::routing::{Peer, PeerId};
 
 /// What a peer does instead of answering as it should.
@@ -184,23 +184,25 @@ impl Served {
 
         let total = self.content.len() as u64;
         let claimed = total.saturating_add_signed(self.behaviour.lie);
-        let (status, start, headers) = match (
-            self.behaviour.status,
-            range.map(|r| r.resolve(total)),
-        ) {
-            (Some(status), _) => (status, total, "content-length: 0\r\n".to_string()),
-            (None, None) => (200, 0, format!("content-length: {claimed}\r\n")),
+        let whole = Span {
+            start: 0,
+            end: total,
+        };
+        let (status, span, headers) = match (self.behaviour.status, range.map(|r| r.resolve(total)))
+        {
+            (Some(status), _) => (status, None, "content-length: 0\r\n".to_string()),
+            (None, None) => (200, Some(whole), format!("content-length: {claimed}\r\n")),
             (None, Some(Ok(span))) => {
-                let (start, last) = (span.start, claimed - 1);
-                let length = claimed - start;
+                let length = span.len().saturating_add_signed(self.behaviour.lie);
+                let (start, last) = (span.start, span.start + length - 1);
                 let headers = format!(
                     "content-length: {length}\r\ncontent-range: bytes {start}-{last}/{claimed}\r\n"
                 );
-                (206, start, headers)
+                (206, Some(span), headers)
             }
             (None, Some(Err(_))) => (
                 416,
-                total,
+                None,
                 format!("content-length: 0\r\ncontent-range: bytes */{total}\r\n"),
             ),
         };
@@ -208,11 +210,13 @@ impl Served {
         if stream.write_all(head.as_bytes()).await.is_err() || is_head {
             return;
         }
-        self.body(&mut stream, start as usize).await;
+        if let Some(span) = span {
+            self.body(&mut stream, span).await;
+        }
     }
 
-    async fn body(&self, stream: &mut TcpStream, start: usize) {
-        let body = self.content.slice(start..);
+    async fn body(&self, stream: &mut TcpStream, span: Span) {
+        let body = self.content.slice(span.start as usize..span.end as usize);
         let (whole, cut) = match self.behaviour.cut_after {
             Some((bytes, cut)) if bytes < body.len() => (body.slice(..bytes), Some(cut)),
             _ => (body, None),

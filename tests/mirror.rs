@@ -1,0 +1,306 @@
+//! The mirror against peers that misbehave.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::TryStreamExt;
+use peili::mirror::{self, FetchError, Fetched, Mirror, Wanted};
+use peili::oci::distribution::{ByteRange, Span};
+use peili::oci::{Digest, Key};
+use peili::routing::Router;
+use peili::testing::noise;
+use peili::testing::peer::FakePeer;
+use peili::testing::router::{FakeRouter, FakeSwarm};
+
+const SIZE: usize = 1_000_000;
+
+/// A mirror in a swarm, and a blob that some of the swarm hold.
+struct World {
+    swarm: FakeSwarm,
+    router: FakeRouter,
+    mirror: Mirror,
+    blob: Vec<u8>,
+    key: Key,
+}
+
+impl World {
+    fn new() -> Self {
+        let swarm = FakeSwarm::new();
+        let router = swarm.join("192.0.2.1:5000".parse().unwrap());
+        let config = mirror::Config { retries: 3 };
+        let metrics = mirror::Metrics::new(&prometheus::Registry::new());
+        let blob = noise(SIZE, 1);
+        Self {
+            mirror: Mirror::new(Arc::new(router.clone()), config, metrics),
+            key: Key::Content(Digest::sha256(&blob)),
+            swarm,
+            router,
+            blob,
+        }
+    }
+
+    /// The swarm hears that this peer holds the blob.
+    async fn holds(&self, peer: &FakePeer) {
+        let router = self.swarm.join(peer.peer().registry[0]);
+        router.advertise(vec![self.key.clone()]).await.unwrap();
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            key: self.key.clone(),
+            path_and_query: format!("/v2/app/blobs/{}?ns=registry.test", self.key),
+        }
+    }
+
+    async fn fetch(&self, range: Option<ByteRange>) -> Result<Fetched, FetchError> {
+        self.mirror.blob(self.wanted(), range).await
+    }
+}
+
+async fn read(fetched: Fetched) -> std::io::Result<Vec<u8>> {
+    let chunks: Vec<_> = fetched.body.try_collect().await?;
+    Ok(chunks.concat())
+}
+
+#[tokio::test]
+async fn what_nobody_holds_is_missed_at_once() {
+    let world = World::new();
+
+    let missed = world.fetch(None).await.err().unwrap();
+
+    assert!(matches!(missed, FetchError::NoPeer(_)), "{missed}");
+}
+
+#[tokio::test]
+async fn a_peer_is_asked_as_a_peer_and_delivers_everything() {
+    let world = World::new();
+    let peer = FakePeer::serving(world.blob.clone()).spawn().await;
+    world.holds(&peer).await;
+
+    let fetched = world.fetch(None).await.unwrap();
+
+    assert_eq!(fetched.total, SIZE as u64);
+    assert!(read(fetched).await.unwrap() == world.blob);
+    let asked = &peer.asked()[0];
+    assert!(asked.is_mirrored, "or it would be mirrored for ever");
+    let path = world.wanted().path_and_query;
+    assert_eq!(asked.line, format!("GET {path} HTTP/1.1"));
+}
+
+#[tokio::test]
+async fn ranges_are_asked_for_and_checked() {
+    let world = World::new();
+    let peer = FakePeer::serving(world.blob.clone()).spawn().await;
+    world.holds(&peer).await;
+    for (header, start, end) in [
+        ("bytes=5-", 5, SIZE),
+        ("bytes=7-9", 7, 10),
+        ("bytes=-3", SIZE - 3, SIZE),
+    ] {
+        let fetched = world.fetch(ByteRange::parse(header)).await.unwrap();
+
+        let span = Span {
+            start: start as u64,
+            end: end as u64,
+        };
+        assert_eq!((fetched.span, fetched.total), (span, SIZE as u64));
+        assert!(read(fetched).await.unwrap() == world.blob[start..end]);
+    }
+
+    let beyond = world.fetch(ByteRange::parse("bytes=1000000-")).await;
+    let total = match beyond.err().unwrap() {
+        FetchError::NotSatisfiable { total, .. } => total,
+        other => panic!("{other}"),
+    };
+    assert_eq!(total, Some(SIZE as u64));
+}
+
+#[tokio::test]
+async fn peers_that_refuse_or_do_not_have_it_cost_nothing() {
+    let world = World::new();
+    for _ in 0..5 {
+        let gone = FakePeer::gone().await;
+        let router = world.swarm.join(gone.registry[0]);
+        router.advertise(vec![world.key.clone()]).await.unwrap();
+    }
+    let mut absent = Vec::new();
+    for _ in 0..5 {
+        let peer = FakePeer::serving("").answering(404).spawn().await;
+        world.holds(&peer).await;
+        absent.push(peer);
+    }
+    let good = FakePeer::serving(world.blob.clone()).spawn().await;
+    world.holds(&good).await;
+
+    let fetched = world.fetch(None).await.unwrap();
+
+    assert!(read(fetched).await.unwrap() == world.blob);
+}
+
+#[tokio::test]
+async fn the_router_hears_who_refused() {
+    let world = World::new();
+    let gone = FakePeer::gone().await;
+    let dead = world.swarm.join(gone.registry[0]);
+    dead.advertise(vec![world.key.clone()]).await.unwrap();
+
+    let missed = world.fetch(None).await.err().unwrap();
+
+    assert!(matches!(missed, FetchError::NoPeer(_)), "{missed}");
+    assert_eq!(world.router.refusals(), [dead.id().clone()]);
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_hedged() {
+    let world = World::new();
+    let silent = FakePeer::serving(world.blob.clone()).silent().spawn().await;
+    world.holds(&silent).await;
+    let good = FakePeer::serving(world.blob.clone()).spawn().await;
+    let began = Instant::now();
+    let fetching = world.fetch(None);
+    let (fetched, ()) = tokio::join!(fetching, async {
+        while silent.asked().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // Heard of by the next request only: the lookup of this one has ended.
+        world.holds(&good).await;
+    });
+    let alone = fetched.err().unwrap();
+    assert!(
+        matches!(alone, FetchError::Exhausted { tried: 1, .. }),
+        "{alone}"
+    );
+    assert!(began.elapsed() < Duration::from_millis(2500), "bounded");
+
+    let began = Instant::now();
+    let fetched = world.fetch(None).await.unwrap();
+
+    assert!(read(fetched).await.unwrap() == world.blob);
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "the silent one rests"
+    );
+}
+
+#[tokio::test]
+async fn whoever_answers_first_wins_the_hedge() {
+    let world = World::new();
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        // Longer than until the hedge, shorter than until anybody is given up.
+        let peer = FakePeer::serving(world.blob.clone());
+        let peer = peer.after(Duration::from_millis(1300)).spawn().await;
+        world.holds(&peer).await;
+        slow.push(peer);
+    }
+
+    let fetched = world.fetch(None).await.unwrap();
+
+    assert!(read(fetched).await.unwrap() == world.blob);
+    let asked: usize = slow.iter().map(|peer| peer.asked().len()).sum();
+    assert_eq!(asked, 2, "the second was asked beside the first");
+}
+
+/// The peer of `first` fails in mid-body, and another goes on where it ended.
+async fn goes_on_elsewhere(
+    world: &World,
+    first: peili::testing::peer::Builder,
+    bytes: std::ops::RangeInclusive<usize>,
+) {
+    let first = first.spawn().await;
+    world.holds(&first).await;
+    let fetched = world.fetch(None).await.unwrap();
+    let second = FakePeer::serving(world.blob.clone()).spawn().await;
+    world.holds(&second).await;
+
+    assert!(read(fetched).await.unwrap() == world.blob);
+
+    let ranges = second.ranges_asked();
+    assert_eq!(ranges.len(), 1, "{ranges:?}");
+    let from = ranges[0].strip_prefix("bytes=").unwrap();
+    let from = from.split('-').next().unwrap().parse().unwrap();
+    assert!(bytes.contains(&from), "{from} bytes had come");
+}
+
+#[tokio::test]
+async fn a_stalled_peer_is_replaced_without_losing_a_byte() {
+    let world = World::new();
+    let stalling = FakePeer::serving(world.blob.clone()).stalling_after(300_000);
+
+    goes_on_elsewhere(&world, stalling, 300_000..=300_000).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_ends_short_is_replaced() {
+    let world = World::new();
+    let ending = FakePeer::serving(world.blob.clone()).ending_after(300_000);
+
+    goes_on_elsewhere(&world, ending, 300_000..=300_000).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_resets_is_replaced() {
+    let world = World::new();
+    let resetting = FakePeer::serving(world.blob.clone()).resetting_after(300_000);
+
+    goes_on_elsewhere(&world, resetting, 1..=300_000).await;
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_can_finish_ends_with_an_error_and_no_wrong_byte() {
+    let world = World::new();
+    let lying = FakePeer::serving(world.blob.clone()).lying_about_its_length_by(1000);
+    let lying = lying.spawn().await;
+    world.holds(&lying).await;
+    let mut fetched = world.fetch(None).await.unwrap();
+    // It speaks of another length, so it cannot go on with this body.
+    let honest = FakePeer::serving(world.blob.clone()).spawn().await;
+    world.holds(&honest).await;
+
+    let mut read = Vec::new();
+    let error = loop {
+        match fetched.body.try_next().await {
+            Ok(Some(chunk)) => read.extend_from_slice(&chunk),
+            Ok(None) => panic!("as if it were whole"),
+            Err(e) => break e,
+        }
+    };
+
+    assert!(read == world.blob, "{} bytes", read.len());
+    assert!(error.to_string().contains("no such range"), "{error}");
+}
+
+#[tokio::test]
+async fn a_manifest_with_another_digest_is_not_taken() {
+    let manifest = br#"{"schemaVersion":2,"layers":[]}"#.to_vec();
+    let digest = Digest::sha256(&manifest);
+    let world = World {
+        key: digest.clone().into(),
+        ..World::new()
+    };
+    let wrong = FakePeer::serving("{}").spawn().await;
+    world.holds(&wrong).await;
+
+    let refused = world.mirror.manifest(world.wanted(), &digest).await;
+    assert!(matches!(refused, Err(FetchError::Exhausted { .. })));
+
+    let right = FakePeer::serving(manifest.clone()).spawn().await;
+    world.holds(&right).await;
+    let fetched = world
+        .mirror
+        .manifest(world.wanted(), &digest)
+        .await
+        .unwrap();
+    assert_eq!(fetched.bytes, manifest);
+}
+
+#[tokio::test]
+async fn a_manifest_is_not_read_without_end() {
+    let world = World::new();
+    let huge = FakePeer::serving(vec![b' '; 9 << 20]).spawn().await;
+    world.holds(&huge).await;
+
+    let refused = world.mirror.tagged_manifest(world.wanted()).await;
+
+    assert!(matches!(refused, Err(FetchError::Exhausted { .. })));
+}
