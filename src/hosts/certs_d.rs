@@ -2,8 +2,8 @@
 //!
 //! What was there before us is moved into `_backup`, which containerd takes for no registry. The files keep their
 //! inodes, so everything about them comes back: modes, owners, symlinks, times. While `_backup` is being filled or
-//! emptied it is called `_backup.moving`: under that name everything beside it that is not ours is still from before us,
-//! whereas beside a complete `_backup` it was added since and is left alone.
+//! emptied it is called `_backup.moving`. Beside that, everything that is not ours is still from before us; beside a
+//! complete `_backup` it was added since and is left alone.
 //!
 //! ```text
 //! install   foreign + ours written  --each exchanged-->  _backup.moving + ours  --rename-->  _backup + ours
