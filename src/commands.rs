@@ -52,7 +52,10 @@ pub fn cleanup(directory: &Path, out: &mut impl Write) -> Result<(), Error> {
 fn report(done: &[Done], out: &mut impl Write) -> Result<(), Error> {
     for done in done {
         if let Done::LeftAlone(path) = done {
-            warn!(path = %path.display(), "added by somebody else and left alone: containerd prefers it to the wildcard");
+            warn!(
+                path = %path.display(),
+                "added by somebody else and left alone: containerd prefers it to the wildcard"
+            );
         }
         writeln!(out, "{done}")?;
     }

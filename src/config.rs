@@ -164,9 +164,9 @@ struct RawCommandLine {
 #[derive(Debug, Subcommand)]
 enum RawCommand {
     /// Runs the mirror on this node, until SIGTERM.
-    Registry(RawRegistry),
-    /// Makes this node's containerd ask the mirror first. Needs no restart of containerd, which must have its registries' config_path
-    /// set.
+    Registry(Box<RawRegistry>),
+    /// Makes this node's containerd ask the mirror first. Needs no restart of containerd, which must have its
+    /// registries' config_path set.
     Configuration(RawConfiguration),
     /// Puts back what containerd was configured to before `configuration`, byte for byte.
     Cleanup(RawCleanup),

@@ -188,7 +188,7 @@ impl fmt::Display for Scheme {
     }
 }
 
-/// The mirrors that containerd asks, in this order. There is at least one: containerd 1.6 and 1.7 reject a file without.
+/// The mirrors that containerd asks, in this order. At least one: containerd 1.6 and 1.7 reject a file without any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Targets(Vec<Target>);
 

@@ -473,7 +473,7 @@ mod the_checker {
         for (text, line) in [
             ("use crate::mirror::Mirror;", 1),
             (
-                "\n\nuse crate::{\n    oci::Digest,\n    mirror::{self, Mirror},\n};",
+                "\n\nuse crate::{\n    oci::Digest,\n    mirror::Mirror as M,\n};",
                 5,
             ),
             ("fn f() {\n    crate::mirror::g();\n}", 2),

@@ -2,8 +2,8 @@
 //!
 //! What was there before us is moved into `_backup`, which containerd takes for no registry. The files keep their
 //! inodes, so everything about them comes back: modes, owners, symlinks, times. While `_backup` is being filled or
-//! emptied it is called `_backup.moving`: under that name everything beside it that is not ours is still from before us,
-//! whereas beside a complete `_backup` it was added since and is left alone.
+//! emptied it is called `_backup.moving`. Beside that, everything that is not ours is still from before us; beside a
+//! complete `_backup` it was added since and is left alone.
 //!
 //! ```text
 //! install   foreign + ours written  --each exchanged-->  _backup.moving + ours  --rename-->  _backup + ours
@@ -148,7 +148,7 @@ pub fn restore(certs_d: &Path) -> Result<Vec<Done>, Error> {
                 Owner::Nobody => disk::rename(&original, &place)?,
                 Owner::Mirror => {
                     save_additions(&place, &original)?;
-                    disk::exchange(&original, &place)?;
+                    disk::exchange(&place, &original, &certs_d.join(SCRAP))?;
                     strip(certs_d, &original)?;
                 }
                 Owner::Foreign => {
@@ -202,7 +202,7 @@ fn put(
         ready = disk::free_name(&ready);
         prepare(&scrap, &wanted.text)?;
         disk::rename(&scrap, &ready)?;
-        disk::exchange(&ready, &place)?;
+        disk::exchange(&ready, &place, &scrap)?;
         done.push(Done::BackedUp(place));
     }
     done.push(Done::Written(file));
@@ -311,7 +311,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-    use super::super::disk::tests::dying_before;
+    use super::super::disk::tests::{CAN_EXCHANGE, dying_before};
     use super::*;
 
     const OURS_OLD: &str = "# Written by peili.\nold\n";
@@ -636,6 +636,33 @@ mod tests {
                 assert!(tree(root) == before);
             },
         );
+    }
+
+    #[test]
+    fn where_names_cannot_be_exchanged_a_kill_at_any_step_still_loses_nothing() {
+        CAN_EXCHANGE.set(false);
+        let install_all = |root: &Path| install(root, &wanted(&FILES, OURS_NEW));
+        let installed = || {
+            let (root, before) = first_install();
+            install_all(root.path()).expect("install");
+            (root, before)
+        };
+        let comes_back = |root: &Path, before| {
+            restore(root).expect("restore");
+            assert!(tree(root) == before);
+        };
+        let comes_through = |root: &Path, before| {
+            install_all(root).expect("install");
+            assert!(tree(&root.join(BACKUP)) == before);
+            comes_back(root, before);
+        };
+
+        for fresh in [first_install, spegels] {
+            killed_at_each_step(fresh, install_all, comes_back);
+            killed_at_each_step(fresh, install_all, comes_through);
+        }
+        killed_at_each_step(installed, restore, comes_back);
+        killed_at_each_step(installed, restore, comes_through);
     }
 
     #[test]

@@ -112,20 +112,28 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     sync_parents(from, to)
 }
 
-/// Both change places at once, so that neither name is ever without a file.
-pub fn exchange(a: &Path, b: &Path) -> Result<(), Error> {
-    step("exchange", b)?;
-    match rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE) {
-        Ok(()) => sync_parents(a, b),
-        // Some file systems cannot; there `b` is away for a moment.
+/// Brings `ours` and `foreign` to each other's places at once, so that neither name is ever without a file. `scrap` is
+/// free, beside them, and ours to lose.
+pub fn exchange(ours: &Path, foreign: &Path, scrap: &Path) -> Result<(), Error> {
+    step("exchange", foreign)?;
+    match exchange_names(ours, foreign) {
+        Ok(()) => sync_parents(ours, foreign),
+        // Some file systems cannot (NFS, for one); there one name is free for a moment.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            let aside = free_name(a);
-            rename(a, &aside)?;
-            rename(b, a)?;
-            rename(&aside, b)
+            rename(ours, scrap)?;
+            rename(foreign, ours)?;
+            rename(scrap, foreign)
         }
-        Err(e) => Err(failed("exchange", b)(e.into())),
+        Err(e) => Err(failed("exchange", foreign)(e.into())),
     }
+}
+
+fn exchange_names(a: &Path, b: &Path) -> Result<(), Errno> {
+    #[cfg(test)]
+    if !tests::CAN_EXCHANGE.get() {
+        return Err(Errno::INVAL);
+    }
+    rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)
 }
 
 pub fn remove_file(path: &Path) -> Result<(), Error> {
@@ -184,6 +192,8 @@ pub mod tests {
 
     thread_local! {
         static STEPS_TO_LIVE: Cell<Option<usize>> = const { Cell::new(None) };
+        /// Whether this thread's file system exchanges names.
+        pub static CAN_EXCHANGE: Cell<bool> = const { Cell::new(true) };
     }
 
     /// Runs `work` and kills it before its step number `steps`, counted from 0.
