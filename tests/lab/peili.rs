@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use super::containerd::Containerd;
 use super::dns::PEERS;
 use super::http;
-use super::net::Netns;
+use super::net::{Netns, RESOLV_CONF};
 use super::process::{Daemon, eventually, output, tail};
 
 pub const REGISTRY_PORT: u16 = 5000;
@@ -138,7 +138,7 @@ impl Peili {
             ),
             ("--data-dir", data.display().to_string()),
         ];
-        let mut command = netns.command_resolving_by(resolv_conf, &self.binary);
+        let mut command = netns.command_over(&[(resolv_conf, RESOLV_CONF)], &self.binary);
         command.arg("registry");
         for (flag, value) in &usual {
             if !options.args.iter().any(|(other, _)| other == flag) {
