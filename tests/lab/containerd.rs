@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cri;
 use super::net::{Netns, RESOLV_CONF};
-use super::process::{Daemon, eventually, find, run, tail};
+use super::process::{Daemon, eventually, find, run, with_log};
 
 /// 1.6 needs 0.3 s here; this is for a machine that compiles at the same time.
 const START: Duration = Duration::from_secs(30);
@@ -90,8 +90,8 @@ impl Containerd {
         self.dir.join("root/io.containerd.content.v1.content")
     }
 
-    pub fn log_tail(&self, lines: usize) -> String {
-        tail(&self.dir.join("containerd.log"), lines)
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("containerd.log")
     }
 
     /// Its own ctr. In the network of the node, because ctr 1.x pulls by itself and not through the daemon; and among
@@ -133,16 +133,16 @@ impl Containerd {
             .arg("--config")
             .arg(self.dir.join("config.toml"))
             .env("PATH", path);
-        let daemon = Daemon::spawn(command, "containerd", &self.dir.join("containerd.log"))?;
+        let daemon = Daemon::spawn(command, "containerd", &self.log())?;
         *self.daemon.lock().unwrap() = Some(daemon);
-        eventually("containerd's CRI", START, async || {
+        let up = eventually("containerd's CRI", START, async || {
             if let Some(daemon) = self.daemon.lock().unwrap().as_mut() {
                 daemon.check()?;
             }
             Ok(cri::version(&self.socket()).await.ok().map(drop))
         })
-        .await
-        .with_context(|| self.log_tail(10))
+        .await;
+        with_log(up, &self.log())
     }
 
     /// SIGTERM; containers go on, as they do when a node's containerd is upgraded.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Pause between two looks at something awaited: far below what any daemon here needs to start, and still cheap.
@@ -47,14 +47,10 @@ impl Daemon {
         &self.log
     }
 
-    /// An error with the end of its log if it has ended by itself.
+    /// An error if it has ended by itself.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            bail!(
-                "{} ended with {status}; its log ends:\n{}",
-                self.name,
-                tail(&self.log, 30)
-            );
+            bail!("{} ended with {status}", self.name);
         }
         Ok(())
     }
@@ -94,6 +90,11 @@ impl Drop for Daemon {
 
 fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
+}
+
+/// Adds the end of a log to an error.
+pub fn with_log<T>(result: Result<T>, log: &Path) -> Result<T> {
+    result.map_err(|error| anyhow!("{error:#}; the log ends:\n{}", tail(log, 30)))
 }
 
 /// The last lines of a log, for a message.
