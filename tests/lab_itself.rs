@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use lab::dns::PEERS;
-use lab::process::{eventually, output};
+use lab::process::{cgroups_of, eventually, output, processes};
 use lab::{Direction, ImageSpec, NodeOptions, lab_or_skip};
 
 /// The CRI follows events, the removal of blobs is containerd's garbage collection: both are done within 2.5 s.
@@ -70,6 +70,41 @@ async fn ctr_pulls_tags_imports_and_removes() {
     assert!(names.contains(&other.reference()), "{names}");
     let after = lab.registry.served().await.unwrap();
     assert_eq!(after.since(&before).bytes(), 0);
+}
+
+#[tokio::test]
+async fn containers_of_one_id_run_on_two_nodes_and_leave_nothing_behind() {
+    let lab = lab_or_skip!();
+    let image = lab
+        .push(ImageSpec::new("test/run").busybox())
+        .await
+        .unwrap();
+    let id = format!("lab-{}", std::process::id());
+    let mut nodes = Vec::new();
+    for _ in 0..2 {
+        let node = lab.node(NodeOptions::default()).await.unwrap();
+        node.cri_pull(&image.reference()).await.unwrap();
+        let args = ["run", "--detach", "--snapshotter", node.snapshotter()];
+        let what = [&image.reference(), id.as_str(), "sleep", "600"];
+        if let Err(error) = node.ctr(&[&args[..], &what[..]].concat()).await {
+            eprintln!("skipped: runc cannot run containers here: {error:#}");
+            return;
+        }
+        let cgroup = format!("/k8s.io/{id}");
+        let lives_in = |pid| cgroups_of(pid).iter().any(|c| c.ends_with(&cgroup[1..]));
+        let all = processes().unwrap();
+        let container = all.into_iter().map(|p| p.0).find(|pid| lives_in(*pid));
+        nodes.push((
+            node,
+            container.expect("a process in the container's cgroup"),
+        ));
+    }
+    let cgroups: Vec<_> = nodes.iter().flat_map(|(_, pid)| cgroups_of(*pid)).collect();
+
+    nodes[0].0.stop().await.unwrap();
+    drop(nodes);
+
+    assert!(cgroups.iter().all(|folder| !folder.exists()), "{cgroups:?}");
 }
 
 #[tokio::test]

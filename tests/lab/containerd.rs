@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::cri;
-use super::net::Netns;
-use super::process::{Daemon, eventually, find, run, tail};
+use super::net::{Netns, RESOLV_CONF};
+use super::process::{Daemon, eventually, find, run, with_log};
 
 /// 1.6 needs 0.3 s here; this is for a machine that compiles at the same time.
 const START: Duration = Duration::from_secs(30);
+const RUN: &str = "/run/containerd";
 const STOP: Duration = Duration::from_secs(15);
 
 pub struct Containerd {
@@ -35,7 +36,15 @@ impl Containerd {
     pub fn new(binary: PathBuf, dir: PathBuf, settings: &Settings<'_>) -> Result<Self> {
         let said = run(binary.to_str().context("path")?, &["--version"])?;
         let version = version_in(&said).with_context(|| format!("a version in {said:?}"))?;
-        for folder in ["root", "state", "certs.d", "cni/net.d", "cni/bin", "opt"] {
+        for folder in [
+            "root",
+            "state",
+            "run",
+            "certs.d",
+            "cni/net.d",
+            "cni/bin",
+            "opt",
+        ] {
             std::fs::create_dir_all(dir.join(folder))?;
         }
         let this = Self {
@@ -81,13 +90,25 @@ impl Containerd {
         self.dir.join("root/io.containerd.content.v1.content")
     }
 
-    pub fn log_tail(&self, lines: usize) -> String {
-        tail(&self.dir.join("containerd.log"), lines)
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("containerd.log")
     }
 
-    /// Its own ctr, in the network of the node: ctr 1.x pulls by itself and not through the daemon.
+    /// Its own ctr. In the network of the node, because ctr 1.x pulls by itself and not through the daemon; and among
+    /// the mounts of the daemon, because the two meet in FIFOs in /run/containerd.
     pub fn ctr(&self, netns: &Netns) -> Command {
-        let mut command = netns.command(self.binary.with_file_name("ctr"));
+        let ctr = self.binary.with_file_name("ctr");
+        let mut command = match self.pid() {
+            Some(pid) => {
+                let mut command = netns.command("nsenter");
+                command
+                    .arg(format!("--mount=/proc/{pid}/ns/mnt"))
+                    .arg("--")
+                    .arg(ctr);
+                command
+            }
+            None => netns.command(ctr),
+        };
         command
             .arg("--address")
             .arg(self.socket())
@@ -101,7 +122,10 @@ impl Containerd {
             self.daemon.lock().unwrap().is_none(),
             "containerd runs already"
         );
-        let mut command = netns.command_resolving_by(resolv_conf, &self.binary);
+        // No setting moves the shims' sockets and runc's state, where containers of one id on two nodes would meet.
+        std::fs::create_dir_all(RUN)?;
+        let binds = [(resolv_conf, RESOLV_CONF), (&self.dir.join("run"), RUN)];
+        let mut command = netns.command_over(&binds, &self.binary);
         // Its shim is looked for in PATH, and must be of the same version.
         let mut path = self.binary.parent().context("path")?.as_os_str().to_owned();
         path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
@@ -109,16 +133,16 @@ impl Containerd {
             .arg("--config")
             .arg(self.dir.join("config.toml"))
             .env("PATH", path);
-        let daemon = Daemon::spawn(command, "containerd", &self.dir.join("containerd.log"))?;
+        let daemon = Daemon::spawn(command, "containerd", &self.log())?;
         *self.daemon.lock().unwrap() = Some(daemon);
-        eventually("containerd's CRI", START, async || {
+        let up = eventually("containerd's CRI", START, async || {
             if let Some(daemon) = self.daemon.lock().unwrap().as_mut() {
                 daemon.check()?;
             }
             Ok(cri::version(&self.socket()).await.ok().map(drop))
         })
-        .await
-        .with_context(|| self.log_tail(10))
+        .await;
+        with_log(up, &self.log())
     }
 
     /// SIGTERM; containers go on, as they do when a node's containerd is upgraded.

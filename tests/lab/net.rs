@@ -18,11 +18,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::process::{find, processes, run};
+use super::process::{cgroups_of, find, lives, processes, run};
 
 const BRIDGE: &str = "br0";
 /// Everybody's end of the veth pair; the other end, on the bridge, is called as its owner.
 const LINK: &str = "eth0";
+
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Which way bytes flow, as seen from the one whose link it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +66,19 @@ impl Netns {
         command
     }
 
-    /// A command inside, with a mount namespace of its own in which `resolv_conf` is the system's.
-    pub fn command_resolving_by(&self, resolv_conf: &Path, program: &Path) -> Command {
+    /// A command inside, with a mount namespace of its own in which these files and folders lie over the system's.
+    pub fn command_over(&self, binds: &[(&Path, &str)], program: &Path) -> Command {
+        // Every step execs the next, so the pid is the program's. Slave: what the system mounts later is still seen.
         let mut command = self.command("unshare");
-        // Slave: what the system mounts later is still seen. Every step execs the next, so the pid is the program's.
-        command
-            .args(["--mount", "--propagation", "slave", "sh", "-c"])
-            .arg(r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#)
-            .arg(resolv_conf)
-            .arg(program);
+        command.args(["--mount", "--propagation", "slave", "sh", "-ec"]);
+        command.arg(
+            r#"while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift; exec "$@""#,
+        );
+        command.arg("sh");
+        for (ours, systems) in binds {
+            command.arg(ours).arg(systems);
+        }
+        command.arg("--").arg(program);
         command
     }
 
@@ -134,6 +140,7 @@ fn netns_file(name: &str) -> PathBuf {
 fn kill_inhabitants(name: &str) {
     /// SIGKILL takes effect at once except for a process in the middle of an fsync.
     const PATIENCE: Duration = Duration::from_secs(5);
+    const PAUSE: Duration = Duration::from_millis(2);
     let Ok(home) = std::fs::metadata(netns_file(name)).map(|m| m.ino()) else {
         return;
     };
@@ -148,15 +155,28 @@ fn kill_inhabitants(name: &str) {
         doomed.insert(child);
     }
     doomed.remove(&std::process::id());
+    let cgroups: HashSet<PathBuf> = doomed.iter().flat_map(|pid| cgroups_of(*pid)).collect();
     for &pid in &doomed {
         if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
     let deadline = Instant::now() + PATIENCE;
-    while doomed.iter().any(|pid| lives_here(*pid)) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(2));
+    while doomed.iter().any(|pid| lives(*pid)) && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
     }
+    // Nobody tidies up after a container whose shim was killed. The kernel may take a moment to see that a cgroup is
+    // empty; one in which others live is theirs and stays.
+    let deadline = Instant::now() + Duration::from_millis(500);
+    for cgroup in cgroups {
+        while is_busy(std::fs::remove_dir(&cgroup)) && Instant::now() < deadline {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+fn is_busy(result: io::Result<()>) -> bool {
+    result.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
 }
 
 /// The bridge that everybody in a lab is plugged into.

@@ -290,7 +290,10 @@ impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let name = &self.name;
-            eprintln!("--- {name}: containerd\n{}", self.containerd.log_tail(10));
+            eprintln!(
+                "--- {name}: containerd\n{}",
+                tail(&self.containerd.log(), 10)
+            );
             eprintln!("--- {name}: peili\n{}", tail(&self.peili.log(), 40));
         }
     }

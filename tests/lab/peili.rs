@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use super::containerd::Containerd;
 use super::dns::PEERS;
 use super::http;
-use super::net::Netns;
-use super::process::{Daemon, eventually, output, tail};
+use super::net::{Netns, RESOLV_CONF};
+use super::process::{Daemon, eventually, output, with_log};
 
 pub const REGISTRY_PORT: u16 = 5000;
 pub const METRICS_PORT: u16 = 9090;
@@ -138,7 +138,7 @@ impl Peili {
             ),
             ("--data-dir", data.display().to_string()),
         ];
-        let mut command = netns.command_resolving_by(resolv_conf, &self.binary);
+        let mut command = netns.command_over(&[(resolv_conf, RESOLV_CONF)], &self.binary);
         command.arg("registry");
         for (flag, value) in &usual {
             if !options.args.iter().any(|(other, _)| other == flag) {
@@ -156,7 +156,7 @@ impl Peili {
     /// Returns when /readyz says 200; an error as soon as the process has ended.
     pub async fn ready(&self, netns: &Netns) -> Result<()> {
         let mut last = String::from("nothing was heard");
-        eventually("peili's readiness", START, async || {
+        let ready = eventually("peili's readiness", START, async || {
             if let Some(daemon) = self.daemon.lock().unwrap().as_mut() {
                 daemon.check()?;
             }
@@ -167,8 +167,8 @@ impl Peili {
             }
             Ok(None)
         })
-        .await
-        .with_context(|| format!("{last}; its log ends:\n{}", tail(&self.log(), 30)))
+        .await;
+        with_log(ready.with_context(|| format!("last: {last}")), &self.log())
     }
 
     /// SIGTERM; how it ended, None if it did not run.

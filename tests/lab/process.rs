@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Pause between two looks at something awaited: far below what any daemon here needs to start, and still cheap.
@@ -47,14 +47,10 @@ impl Daemon {
         &self.log
     }
 
-    /// An error with the end of its log if it has ended by itself.
+    /// An error if it has ended by itself.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            bail!(
-                "{} ended with {status}; its log ends:\n{}",
-                self.name,
-                tail(&self.log, 30)
-            );
+            bail!("{} ended with {status}", self.name);
         }
         Ok(())
     }
@@ -94,6 +90,11 @@ impl Drop for Daemon {
 
 fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
+}
+
+/// Adds the end of a log to an error.
+pub fn with_log<T>(result: Result<T>, log: &Path) -> Result<T> {
+    result.map_err(|error| anyhow!("{error:#}; the log ends:\n{}", tail(log, 30)))
 }
 
 /// The last lines of a log, for a message.
@@ -175,6 +176,13 @@ pub fn started_at(pid: u32) -> Option<u64> {
     rest.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// Whether a process has not ended yet; a zombie has.
+pub fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    state.is_some_and(|state| !state.starts_with(['Z', 'X']))
+}
+
 /// Every process with its parent.
 pub fn processes() -> io::Result<Vec<(u32, u32)>> {
     let mut all = Vec::new();
@@ -191,6 +199,29 @@ pub fn processes() -> io::Result<Vec<(u32, u32)>> {
         all.push((pid, parent.unwrap_or(0)));
     }
     Ok(all)
+}
+
+/// The folders of a process's cgroups, those of the root excepted; in whichever way this system mounts them.
+pub fn cgroups_of(pid: u32) -> Vec<PathBuf> {
+    let lines = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mut folders = Vec::new();
+    for line in lines.lines() {
+        // `5:memory:/k8s.io/demo`, and for version 2 `0::/k8s.io/demo`
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(kind), Some(path)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let mount = match kind {
+            "" => &["", "unified"][..],
+            kind => &[kind.trim_start_matches("name=")][..],
+        };
+        let below = path.trim_start_matches('/');
+        if !below.is_empty() {
+            let folder = |mount| Path::new("/sys/fs/cgroup").join(mount).join(below);
+            folders.extend(mount.iter().map(folder).filter(|folder| folder.is_dir()));
+        }
+    }
+    folders
 }
 
 fn show(command: &Command) -> String {

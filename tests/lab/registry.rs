@@ -12,7 +12,7 @@ use hyper::Method;
 use super::http::{self, Upload};
 use super::image::{Blob, Image};
 use super::net::Netns;
-use super::process::{Daemon, eventually, find, tail};
+use super::process::{Daemon, eventually, find, with_log};
 use super::workspace::Workspace;
 
 /// Our own questions; they are not counted.
@@ -67,14 +67,15 @@ impl Registry {
         command.arg("serve").arg(self.dir.join("config.yml"));
         *self.daemon.lock().unwrap() =
             Some(Daemon::spawn(command, "docker-registry", &self.log())?);
-        eventually("the registry", Duration::from_secs(15), async || {
+        let up = eventually("the registry", Duration::from_secs(15), async || {
             if let Some(daemon) = self.daemon.lock().unwrap().as_mut() {
                 daemon.check()?;
             }
             let answer = http::get(&self.netns, self.address, MARK).await;
             Ok(answer.is_ok_and(|a| a.status.is_success()).then_some(()))
         })
-        .await
+        .await;
+        with_log(up, &self.log())
     }
 
     /// Connections to it are refused from now on.
@@ -108,10 +109,6 @@ impl Registry {
 
     fn log(&self) -> PathBuf {
         self.dir.join("log")
-    }
-
-    pub fn log_tail(&self, lines: usize) -> String {
-        tail(&self.log(), lines)
     }
 
     pub async fn push(&self, image: &Image) -> Result<()> {
