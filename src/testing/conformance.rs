@@ -1,1 +1,3 @@
 //! One suite per seam: the contract of the trait, judged from outside.
+
+pub mod routing;
