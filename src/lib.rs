@@ -28,7 +28,7 @@
 
 pub mod admin;
 pub mod advertise;
-//pub mod app;
+pub mod app;
 pub mod commands;
 pub mod config;
 pub mod content;

@@ -1,15 +1,133 @@
 //! The process: parse, start logging, choose a subcommand, exit code.
 
+use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use axum::Router;
+use axum::routing::get;
 use peili::app::{self, App};
-use peili::config::{self, Bootstrap, Command};
+use peili::config::{self, Bootstrap, Cleanup, Command, CommandLine, ListenAddr};
+use peili::server::Server;
+use peili::shutdown::Shutdown;
 use peili::{commands, content, mirror, routing, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
 
 fn main() -> ExitCode {
-    println!("todo");
-    ExitCode::SUCCESS
+    let CommandLine { log, command } = match config::parse(std::env::args_os()) {
+        Ok(command_line) => command_line,
+        Err(refusal) => return refusal.print(),
+    };
+    telemetry::init(&log);
+    let mut out = io::stdout();
+    let done = match command {
+        Command::Registry(config) => return daemon(*config),
+        Command::Configuration(config) => commands::configuration(&config, &mut out),
+        Command::Cleanup(Cleanup {
+            containerd_registry_config_path: directory,
+            addr,
+        }) => match (commands::cleanup(&directory, &mut out), addr) {
+            (Ok(()), Some(addr)) => return stay_cleaned_up(addr),
+            (done, _) => done,
+        },
+        Command::Version(format) => commands::version(format, &mut out),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            error!(error = %e, "failed");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+#[tokio::main]
+async fn daemon(config: config::Registry) -> ExitCode {
+    let served = async {
+        let stop = terminated().context("signal handlers")?;
+        App::bind(app_config(config)).await?.run(stop).await
+    };
+    exit_code(served.await)
+}
+
+/// Answers `/readyz` until the end: the uninstalling hook waits for that of every node.
+#[tokio::main(flavor = "current_thread")]
+async fn stay_cleaned_up(addr: ListenAddr) -> ExitCode {
+    let served = async {
+        let stop = terminated().context("signal handlers")?;
+        let server = Server::bind(&addr.candidates()).await.context("--addr")?;
+        let routes = Router::new().route("/readyz", get(|| async { "cleaned up\n" }));
+        let shutdown = Shutdown::new();
+        shutdown.spawn(server.run(routes, shutdown.clone()));
+        stop.await;
+        shutdown.finish(Duration::from_secs(1)).await;
+        Ok(())
+    };
+    exit_code(served.await)
+}
+
+fn exit_code(ended: Result<()>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            error!(error = format!("{e:#}"), "failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns when the process is asked to end. The handlers are there from the first moment, not from the first poll.
+fn terminated() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// The parts' configurations out of the command line's.
+fn app_config(config: config::Registry) -> app::Config {
+    let bootstrap = match config.bootstrap {
+        Bootstrap::Dns { domain } => routing::bootstrap::Bootstrap::Dns {
+            domain,
+            // Peers are found by address alone: all routers of a cluster listen at one port.
+            port: config.router_addr.port(),
+        },
+        Bootstrap::Static { peers } => routing::bootstrap::Bootstrap::Static(peers),
+    };
+    let advertise = match config.advertise_addrs {
+        none if none.is_empty() => config::default_route_addrs(),
+        some => some,
+    };
+    app::Config {
+        registry: config.registry_addr.candidates(),
+        admin: config.metrics_addr.candidates(),
+        containerd: content::containerd::Config {
+            socket: config.containerd_sock,
+            namespace: config.containerd_namespace,
+            content_path: config.containerd_content_path,
+        },
+        routing: routing::kad::Config {
+            listen: config.router_addr.candidates(),
+            advertise,
+            registry_port: config.registry_addr.port(),
+            data_dir: config.data_dir,
+            bootstrap: Some(bootstrap),
+            resolve_timeout: config.mirror_resolve_timeout,
+        },
+        mirror: mirror::Config {
+            retries: config.mirror_resolve_retries as usize,
+        },
+        mirrored: config
+            .mirrored_registries
+            .iter()
+            .map(|registry| registry.host().map(str::to_string))
+            .collect(),
+        grace_period: config.shutdown_grace_period,
+    }
 }

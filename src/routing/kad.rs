@@ -1,1 +1,318 @@
+//! The DHT: a [`Router`] over libp2p's Kademlia, in one swarm with nodes that run Spegel.
+//!
+//! ```text
+//! Kad (handle, cloneable) --commands--> EventLoop --sole owner--> Swarm
+//!                                          |-- lookups     who waits for which key
+//!                                          |-- records     own keys and when each is announced again
+//!                                          |-- joining     rounds of bootstrap
+//!                                          `-- store       what others told (inside of the swarm)
+//! ```
+//!
+//! Nothing can be taken back from a DHT. A node that has left is asked until its records expire; what makes that
+//! bearable is that it refuses at once and is then *gone* until it is next heard of.
 
+mod addresses;
+mod behaviour;
+mod event_loop;
+pub mod identity;
+mod joining;
+mod lookups;
+mod records;
+mod store;
+mod transport;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use libp2p::Swarm;
+use libp2p::core::transport::ListenerId;
+use libp2p::swarm::SwarmEvent;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
+};
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+pub use event_loop::EventLoop;
+
+use super::bootstrap::{Bootstrap, BootstrapError, Bootstrapper};
+use super::{Peer, PeerId, Router, RouterClosed};
+use crate::oci::Key;
+use crate::readiness::Guard;
+use addresses::{Policy, multiaddr};
+use behaviour::Behaviour;
+use identity::IdentityError;
+
+/// Binding is a matter of microseconds; this is for a machine whose network interfaces cannot be listed.
+const BIND: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where other routers reach this one. Port 0 is allowed.
+    pub listen: Vec<SocketAddr>,
+    /// The addresses at which others reach this node: the pod's or the node's. Loopback is announced, and accepted from
+    /// others, only if it is named here.
+    pub advertise: Vec<IpAddr>,
+    /// Every node's registry is taken to listen at this port.
+    pub registry_port: u16,
+    /// Where this node's identity is kept; without it, it has a new one at each start.
+    pub data_dir: Option<PathBuf>,
+    /// How the first peers are found. Without it this node waits to be found.
+    pub bootstrap: Option<Bootstrap>,
+    /// What a lookup that has an answer waits for a peer that does not give one.
+    pub resolve_timeout: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no address to announce: name one at which other nodes reach this one")]
+    NothingToAdvertise,
+    #[error("no address to listen at for other routers")]
+    NothingToListen,
+    #[error("cannot listen for other routers at {address}: {source}")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    #[error("cannot set up encryption: {0}")]
+    Noise(#[from] libp2p::noise::Error),
+}
+
+/// The numbers of routing.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Peers in the routing table.
+    peers: IntGauge,
+    /// Keys that this node tells the cluster that it holds.
+    advertised: IntGauge,
+    /// How long lookups took: a hit to the first provider, a miss to its end.
+    lookups: HistogramVec,
+    /// Announcements of one key each, by result.
+    announcements: IntCounterVec,
+}
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = Self {
+            peers: IntGauge::new("peili_peers", "Peers in the routing table.")?,
+            advertised: IntGauge::new(
+                "peili_advertised_keys",
+                "Keys that this node tells the cluster that it holds.",
+            )?,
+            lookups: HistogramVec::new(
+                HistogramOpts::new(
+                    "peili_lookup_duration_seconds",
+                    "How long lookups took: a hit to the first provider, a miss to its end.",
+                )
+                // 0.25 ms, half of a first answer on a quiet network, to beyond the cap of 250 ms.
+                .buckets(exponential_buckets(0.000_25, 2.0, 11)?),
+                &["outcome"],
+            )?,
+            announcements: IntCounterVec::new(
+                Opts::new(
+                    "peili_announcements_total",
+                    "Announcements of one key each, by result.",
+                ),
+                &["result"],
+            )?,
+        };
+        registry.register(Box::new(metrics.peers.clone()))?;
+        registry.register(Box::new(metrics.advertised.clone()))?;
+        registry.register(Box::new(metrics.lookups.clone()))?;
+        registry.register(Box::new(metrics.announcements.clone()))?;
+        Ok(metrics)
+    }
+
+    fn lookup(&self, outcome: lookups::Outcome) {
+        let (label, duration) = match outcome {
+            lookups::Outcome::Hit(duration) => ("hit", duration),
+            lookups::Outcome::Miss(duration) => ("miss", duration),
+        };
+        let histogram = self.lookups.with_label_values(&[label]);
+        histogram.observe(duration.as_secs_f64());
+    }
+
+    fn announced(&self, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.announcements.with_label_values(&[result]).inc();
+    }
+}
+
+/// The handle; all clones speak to one event loop.
+#[derive(Clone, Debug)]
+pub struct Kad {
+    /// Unbounded: what is sent is bounded by the requests under way and by the node's content, and `lookup` and `refused`
+    /// have no place to wait.
+    commands: mpsc::UnboundedSender<Command>,
+    id: PeerId,
+    listening: Arc<[SocketAddr]>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Lookup {
+        key: Key,
+        waiter: mpsc::UnboundedSender<Peer>,
+    },
+    Advertise(Vec<Key>),
+    Withdraw(Vec<Key>),
+    Refused(PeerId),
+}
+
+/// Binds the sockets; nothing is dialed before [`EventLoop::run`]. The guard is dropped when this node knows a peer, or
+/// that there is none.
+pub async fn bind(
+    config: Config,
+    metrics: Metrics,
+    readiness: Guard,
+) -> Result<(Kad, EventLoop), Error> {
+    if config.advertise.is_empty() {
+        return Err(Error::NothingToAdvertise);
+    }
+    let keypair = identity::load_or_create(config.data_dir.as_deref())?;
+    let bootstrapper = config.bootstrap.map(Bootstrapper::new).transpose()?;
+    let policy = Policy::of(&config.advertise);
+    let mut swarm = behaviour::swarm(&keypair, policy, rand::make_rng::<StdRng>())?;
+    let listening = listen(&mut swarm, &config.listen).await?;
+    let announced: Vec<SocketAddr> = config
+        .advertise
+        .iter()
+        .filter_map(|ip| Some(SocketAddr::new(*ip, behaviour::port_for(*ip, &listening)?)))
+        .collect();
+    for socket in &announced {
+        swarm.add_external_address(multiaddr(*socket));
+    }
+    let own = announced.iter().map(|socket| multiaddr(*socket)).collect();
+    swarm.behaviour_mut().kad.store_mut().announce(own);
+
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let kad = Kad {
+        commands,
+        id: PeerId::new(swarm.local_peer_id().to_base58()),
+        listening: listening.clone().into(),
+    };
+    let own = announced.into_iter().chain(listening).collect();
+    let event_loop = EventLoop::new(event_loop::Parts {
+        swarm,
+        commands: receiver,
+        policy,
+        own,
+        registry_port: config.registry_port,
+        resolve_timeout: config.resolve_timeout,
+        bootstrapper,
+        metrics,
+        readiness,
+    });
+    Ok((kad, event_loop))
+}
+
+/// Listens everywhere or fails; the addresses come back with their real ports.
+async fn listen(
+    swarm: &mut Swarm<Behaviour>,
+    addresses: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, Error> {
+    if addresses.is_empty() {
+        return Err(Error::NothingToListen);
+    }
+    let mut listening = Vec::new();
+    for address in addresses {
+        let address = *address;
+        let failed = |source| Error::Listen { address, source };
+        let listener = swarm
+            .listen_on(multiaddr(address))
+            .map_err(|e| failed(io_error(e)))?;
+        let port = tokio::time::timeout(BIND, port_of(swarm, listener))
+            .await
+            .map_err(|e| failed(e.into()))?
+            .map_err(failed)?;
+        listening.push(SocketAddr::new(address.ip(), port));
+    }
+    Ok(listening)
+}
+
+async fn port_of(swarm: &mut Swarm<Behaviour>, listener: ListenerId) -> io::Result<u16> {
+    use libp2p::multiaddr::Protocol;
+    loop {
+        match swarm.select_next_some().await {
+            SwarmEvent::NewListenAddr {
+                listener_id,
+                address,
+            } if listener_id == listener => {
+                let port = address.iter().find_map(|part| match part {
+                    Protocol::Tcp(port) => Some(port),
+                    _ => None,
+                });
+                return port.ok_or_else(|| io::Error::other("the listener has no port"));
+            }
+            SwarmEvent::ListenerClosed {
+                listener_id,
+                reason,
+                ..
+            } if listener_id == listener => {
+                reason?;
+                return Err(io::Error::other("the listener was closed"));
+            }
+            SwarmEvent::ListenerError { listener_id, error } if listener_id == listener => {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn io_error(error: libp2p::TransportError<io::Error>) -> io::Error {
+    match error {
+        libp2p::TransportError::Other(error) => error,
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+impl Kad {
+    /// Where the router listens, with the ports that port 0 became.
+    pub fn listen_addrs(&self) -> &[SocketAddr] {
+        &self.listening
+    }
+
+    /// This node's name among the peers.
+    pub fn peer_id(&self) -> &PeerId {
+        &self.id
+    }
+
+    fn send(&self, command: Command) -> Result<(), RouterClosed> {
+        self.commands.send(command).map_err(|_| RouterClosed)
+    }
+}
+
+#[async_trait]
+impl Router for Kad {
+    fn lookup(&self, key: Key) -> BoxStream<'static, Peer> {
+        let (waiter, found) = mpsc::unbounded_channel();
+        // If the router has ended, the waiter is dropped here and the stream ends without a peer.
+        let _ = self.send(Command::Lookup { key, waiter });
+        UnboundedReceiverStream::new(found).boxed()
+    }
+
+    async fn advertise(&self, keys: Vec<Key>) -> Result<(), RouterClosed> {
+        self.send(Command::Advertise(keys))
+    }
+
+    async fn withdraw(&self, keys: Vec<Key>) -> Result<(), RouterClosed> {
+        self.send(Command::Withdraw(keys))
+    }
+
+    fn refused(&self, peer: &PeerId) {
+        // If the router has ended there is nothing left to forget.
+        let _ = self.send(Command::Refused(peer.clone()));
+    }
+}

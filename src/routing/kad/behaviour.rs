@@ -1,0 +1,120 @@
+//! The protocols this node speaks, and with which settings.
+//!
+//! What a Peili and a Spegel node must agree on to find each other's content is here: noise and yamux over TCP, identify,
+//! and Kademlia under Spegel's name with buckets of 20, always as a server.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::core::upgrade;
+use libp2p::identity::Keypair;
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::{StreamProtocol, Swarm, Transport, identify, kad, noise, ping, swarm, tcp, yamux};
+use rand::rngs::StdRng;
+
+use super::addresses::Policy;
+use super::records::RECORD_LIFE;
+use super::store::Store;
+use super::transport::Careful;
+
+pub const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/spegel/kad/1.0.0");
+
+/// Kademlia's k, as Spegel's nodes have it.
+const REPLICATION: NonZeroUsize = NonZeroUsize::new(20).expect("20 is not 0");
+
+/// Lookups end much sooner by themselves. This bounds announcements: libp2p waits 10 s for a peer that hangs, and a
+/// busy swarm takes a while, so it leaves room for two of those.
+const QUERY: Duration = Duration::from_secs(30);
+
+/// TCP, noise and yamux together. Milliseconds within a cluster; a host that drops packets is not waited for longer.
+const DIAL: Duration = Duration::from_secs(5);
+
+/// Kademlia keeps no connection alive. At 200 nodes, 5 s of idleness cost twice the CPU of 60 s, because every step of a
+/// lookup dials again; a connection costs 46 KiB (measured).
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Handshakes that may be under way from outside: a rollout of a thousand nodes passes, a flood waits in the kernel.
+const MAX_PENDING_IN: u32 = 256;
+
+/// A node of a 200-node cluster holds 100 to 215 connection ends after its start (measured); at 46 KiB each this many
+/// take 190 MiB.
+const MAX_ESTABLISHED: u32 = 4096;
+
+/// Two nodes that dial each other in the same moment have two connections for a while, after a restart four.
+const MAX_PER_PEER: u32 = 4;
+
+#[derive(NetworkBehaviour)]
+pub struct Behaviour {
+    limits: connection_limits::Behaviour,
+    pub kad: kad::Behaviour<Store>,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+}
+
+/// A swarm that does not listen yet and announces nothing.
+pub fn swarm(
+    keypair: &Keypair,
+    policy: Policy,
+    rng: StdRng,
+) -> Result<Swarm<Behaviour>, noise::Error> {
+    let me = keypair.public().to_peer_id();
+    let transport = Careful::new(
+        tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)),
+        policy,
+    )
+    .upgrade(upgrade::Version::V1Lazy)
+    .authenticate(noise::Config::new(keypair)?)
+    .multiplex(yamux::Config::default())
+    .timeout(DIAL)
+    .boxed();
+
+    let store = Store::new(me, policy, rng);
+    let mut config = kad::Config::new(KAD_PROTOCOL);
+    config
+        .set_replication_factor(REPLICATION)
+        .set_query_timeout(QUERY)
+        .set_provider_record_ttl(Some(RECORD_LIFE))
+        // One job for all keys at once and without jitter; `records` has its own.
+        .set_provider_publication_interval(None)
+        .set_publication_interval(None)
+        .set_replication_interval(None)
+        // Every bootstrap refreshes every bucket, hundreds of requests per node; the event loop knows when.
+        .set_periodic_bootstrap_interval(None);
+    let mut kad = kad::Behaviour::with_config(me, store, config);
+    kad.set_mode(Some(kad::Mode::Server));
+
+    let identify = identify::Config::new("/peili/1".into(), keypair.public())
+        .with_agent_version(concat!("peili/", env!("CARGO_PKG_VERSION")).into())
+        // Otherwise every interface is announced, loopback and the container bridge among them.
+        .with_hide_listen_addrs(true);
+    let limits = ConnectionLimits::default()
+        .with_max_pending_incoming(Some(MAX_PENDING_IN))
+        .with_max_established(Some(MAX_ESTABLISHED))
+        .with_max_established_per_peer(Some(MAX_PER_PEER));
+    let behaviour = Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        kad,
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::default(),
+    };
+    let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
+    Ok(Swarm::new(transport, behaviour, me, config))
+}
+
+/// The port of the listener that `ip` reaches.
+pub fn port_for(ip: IpAddr, listening: &[SocketAddr]) -> Option<u16> {
+    let exact = listening.iter().find(|socket| socket.ip() == ip);
+    let any = || {
+        listening.iter().find(|socket| {
+            socket.ip().is_unspecified() && (socket.is_ipv6() || socket.is_ipv4() == ip.is_ipv4())
+        })
+    };
+    // Behind a host port the announced IP is on no interface of ours.
+    let first = || listening.first();
+    exact
+        .or_else(any)
+        .or_else(first)
+        .map(|socket| socket.port())
+}

@@ -1,0 +1,284 @@
+//! Who provides what, as far as this node has been told, and what it provides itself.
+//!
+//! libp2p's own store counts local and remote keys together, drops this node's own record when twenty others are there
+//! first, and always answers with the same twenty. Here the two kinds are apart, peers are interned (a node names the
+//! same few hundred peers for thousands of keys), and an answer is a random sample, so that a popular layer is not
+//! fetched from the first twenty nodes only.
+//!
+//! A peer that refused a connection is *gone*: its records stay and are not shown until it is heard of again. Time is
+//! an argument except where libp2p's trait leaves no room for it.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet, hash_map};
+use std::time::{Duration, Instant};
+
+use libp2p::kad::store::{Error, RecordStore, Result};
+use libp2p::kad::{ProviderRecord, Record, RecordKey};
+use libp2p::{Multiaddr, PeerId};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+use super::addresses::Policy;
+
+/// What an answer holds: Kademlia's replication factor, which is also what libp2p cuts the answer down to.
+const ANSWER: usize = 20;
+
+/// Kept so that different askers can be given different twenty. Who has been silent longest gives way.
+const MAX_PER_KEY: usize = 64;
+
+/// A key with one provider takes about 200 bytes (measured), so this bounds the store at some 25 MiB. A node of a
+/// 200-node cluster with 5,000 keys each keeps 100,000 if no two nodes held the same.
+const MAX_REMOTE_KEYS: usize = 1 << 17;
+
+/// Far more than a cluster has nodes: a bound for a flood of made-up names.
+const MAX_PEERS: usize = 1 << 14;
+
+/// A node has an IPv4 and an IPv6 address and perhaps two networks; the rest is noise, and every address is sent to
+/// every asker within libp2p's 16 KiB.
+pub const MAX_ADDRESSES: usize = 8;
+
+/// A refused peer is shown again after this long even if nothing was heard of it: a pod that was restarted is not
+/// forgotten for a record's whole life because of one refusal.
+pub const GONE_FOR: Duration = Duration::from_secs(60);
+
+/// Provider records only: PUT_VALUE is refused.
+pub struct Store {
+    me: PeerId,
+    own_addresses: Vec<Multiaddr>,
+    policy: Policy,
+    local: HashMap<RecordKey, ProviderRecord>,
+    remote: HashMap<RecordKey, Vec<Told>>,
+    peers: Interned,
+    gone: HashMap<PeerId, Instant>,
+    /// The trait asks for providers through a shared reference.
+    rng: RefCell<StdRng>,
+}
+
+#[derive(Clone, Copy)]
+struct Told {
+    peer: u32,
+    until: Instant,
+}
+
+impl Store {
+    pub fn new(me: PeerId, policy: Policy, rng: StdRng) -> Self {
+        Self {
+            me,
+            own_addresses: Vec::new(),
+            policy,
+            local: HashMap::new(),
+            remote: HashMap::new(),
+            peers: Interned::default(),
+            gone: HashMap::new(),
+            rng: RefCell::new(rng),
+        }
+    }
+
+    /// What this node answers for itself from now on. Left to libp2p, that would be every interface it listens on,
+    /// loopback among them.
+    pub fn announce(&mut self, own: Vec<Multiaddr>) {
+        self.own_addresses = own;
+    }
+
+    /// Drops what has expired. Milliseconds for 20,000 keys.
+    pub fn sweep(&mut self, now: Instant) {
+        self.remote.retain(|_, told| {
+            told.retain(|told| told.until > now);
+            !told.is_empty()
+        });
+        let used: HashSet<u32> = self.remote.values().flatten().map(|t| t.peer).collect();
+        self.peers.keep(&used);
+        self.gone.retain(|_, until| *until > now);
+    }
+
+    /// `peer` refused a connection.
+    pub fn gone(&mut self, peer: PeerId, now: Instant) {
+        self.gone.insert(peer, now + GONE_FOR);
+    }
+
+    /// `peer` gave a sign of life.
+    pub fn heard(&mut self, peer: &PeerId) {
+        self.gone.remove(peer);
+    }
+
+    pub fn is_gone(&self, peer: &PeerId, now: Instant) -> bool {
+        self.gone.get(peer).is_some_and(|until| *until > now)
+    }
+
+    /// Where `peer` said it is when it last provided something.
+    pub fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
+        self.peers.addresses(peer)
+    }
+
+    fn insert(&mut self, record: ProviderRecord, now: Instant) -> Result<()> {
+        if record.provider == self.me {
+            let record = ProviderRecord {
+                addresses: self.own_addresses.clone(),
+                ..record
+            };
+            self.local.insert(record.key.clone(), record);
+            return Ok(());
+        }
+        self.heard(&record.provider);
+        let full = self.remote.len() >= MAX_REMOTE_KEYS;
+        if full && !self.remote.contains_key(&record.key) {
+            return Err(Error::MaxProvidedKeys);
+        }
+        let mut addresses = record.addresses;
+        addresses.retain(|address| self.policy.socket(address).is_some());
+        addresses.truncate(MAX_ADDRESSES);
+        let Some(peer) = self.peers.intern(record.provider, addresses) else {
+            return Err(Error::MaxProvidedKeys);
+        };
+        let until = record.expires.unwrap_or(now + super::records::RECORD_LIFE);
+        let told = self.remote.entry(record.key).or_default();
+        if let Some(known) = told.iter_mut().find(|told| told.peer == peer) {
+            known.until = until;
+        } else if told.len() < MAX_PER_KEY {
+            told.push(Told { peer, until });
+        } else if let Some(oldest) = told.iter_mut().min_by_key(|told| told.until) {
+            *oldest = Told { peer, until };
+        }
+        Ok(())
+    }
+
+    /// A random [`ANSWER`] of the peers that provide `key` and are not gone. This node itself is always among them:
+    /// what it says of itself is the surest of all.
+    fn answer(&self, key: &RecordKey, now: Instant) -> Vec<ProviderRecord> {
+        let mut records: Vec<ProviderRecord> = self
+            .remote
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter(|told| told.until > now)
+            .filter_map(|told| {
+                let (provider, addresses) = self.peers.get(told.peer)?;
+                (!self.is_gone(provider, now)).then(|| ProviderRecord {
+                    key: key.clone(),
+                    provider: *provider,
+                    expires: Some(told.until),
+                    addresses: addresses.clone(),
+                })
+            })
+            .collect();
+        let mut rng = self.rng.borrow_mut();
+        records.shuffle(&mut *rng);
+        let local = self.local.get(key);
+        records.truncate(ANSWER - usize::from(local.is_some()));
+        records.extend(local.cloned());
+        records.shuffle(&mut *rng);
+        records
+    }
+
+    fn forget(&mut self, key: &RecordKey, provider: &PeerId) {
+        if *provider == self.me {
+            self.local.remove(key);
+        } else if let Some(peer) = self.peers.slot(provider)
+            && let Some(told) = self.remote.get_mut(key)
+        {
+            told.retain(|told| told.peer != peer);
+            if told.is_empty() {
+                self.remote.remove(key);
+            }
+        }
+    }
+}
+
+impl RecordStore for Store {
+    type RecordsIter<'a> = std::iter::Empty<Cow<'a, Record>>;
+    type ProvidedIter<'a> = std::iter::Map<
+        hash_map::Values<'a, RecordKey, ProviderRecord>,
+        fn(&'a ProviderRecord) -> Cow<'a, ProviderRecord>,
+    >;
+
+    fn get(&self, _: &RecordKey) -> Option<Cow<'_, Record>> {
+        None
+    }
+
+    fn put(&mut self, _: Record) -> Result<()> {
+        Err(Error::MaxRecords)
+    }
+
+    fn remove(&mut self, _: &RecordKey) {}
+
+    fn records(&self) -> Self::RecordsIter<'_> {
+        std::iter::empty()
+    }
+
+    fn add_provider(&mut self, record: ProviderRecord) -> Result<()> {
+        self.insert(record, Instant::now())
+    }
+
+    fn providers(&self, key: &RecordKey) -> Vec<ProviderRecord> {
+        self.answer(key, Instant::now())
+    }
+
+    fn provided(&self) -> Self::ProvidedIter<'_> {
+        self.local.values().map(Cow::Borrowed)
+    }
+
+    fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
+        self.forget(key, provider);
+    }
+}
+
+/// Peers by a small number, each with its newest addresses.
+#[derive(Default)]
+struct Interned {
+    slots: HashMap<PeerId, u32>,
+    peers: Vec<Option<(PeerId, Vec<Multiaddr>)>>,
+    free: Vec<u32>,
+}
+
+impl Interned {
+    /// The newest addresses count for every key of the peer; none at all are no news.
+    fn intern(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) -> Option<u32> {
+        if let Some(slot) = self.slots.get(&peer) {
+            if let Some(Some((_, known))) = self.peers.get_mut(*slot as usize)
+                && !addresses.is_empty()
+            {
+                *known = addresses;
+            }
+            return Some(*slot);
+        }
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.peers.len() < MAX_PEERS => {
+                self.peers.push(None);
+                u32::try_from(self.peers.len() - 1).ok()?
+            }
+            None => return None,
+        };
+        self.slots.insert(peer, slot);
+        self.peers[slot as usize] = Some((peer, addresses));
+        Some(slot)
+    }
+
+    fn slot(&self, peer: &PeerId) -> Option<u32> {
+        self.slots.get(peer).copied()
+    }
+
+    fn get(&self, slot: u32) -> Option<&(PeerId, Vec<Multiaddr>)> {
+        self.peers.get(slot as usize)?.as_ref()
+    }
+
+    fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
+        let known = self.slot(peer).and_then(|slot| self.get(slot));
+        known.map_or(&[], |(_, addresses)| addresses)
+    }
+
+    fn keep(&mut self, used: &HashSet<u32>) {
+        self.slots.retain(|_, slot| {
+            let keep = used.contains(slot);
+            if !keep {
+                self.peers[*slot as usize] = None;
+                self.free.push(*slot);
+            }
+            keep
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

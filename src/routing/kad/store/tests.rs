@@ -1,0 +1,178 @@
+use rand::SeedableRng;
+
+use super::*;
+use crate::routing::kad::records::RECORD_LIFE;
+
+fn store() -> (Store, Instant) {
+    let policy = Policy::of(&["10.0.0.1".parse().unwrap()]);
+    let rng = StdRng::seed_from_u64(1);
+    let mut store = Store::new(PeerId::random(), policy, rng);
+    store.announce(vec!["/ip4/10.0.0.1/tcp/5001".parse().unwrap()]);
+    (store, Instant::now())
+}
+
+fn key(n: u32) -> RecordKey {
+    RecordKey::new(&n.to_be_bytes())
+}
+
+fn record(n: u32, provider: PeerId, told: Instant) -> ProviderRecord {
+    ProviderRecord {
+        key: key(n),
+        provider,
+        expires: Some(told + RECORD_LIFE),
+        addresses: vec!["/ip4/10.0.0.2/tcp/5001".parse().unwrap()],
+    }
+}
+
+fn providers(store: &Store, n: u32, now: Instant) -> Vec<PeerId> {
+    let answer = store.answer(&key(n), now);
+    answer.into_iter().map(|record| record.provider).collect()
+}
+
+#[test]
+fn our_own_record_is_kept_and_answered_however_many_others_there_are() {
+    let (mut store, now) = store();
+    for _ in 0..100 {
+        store.insert(record(1, PeerId::random(), now), now).unwrap();
+    }
+
+    store.insert(record(1, store.me, now), now).unwrap();
+
+    assert_eq!(store.provided().count(), 1);
+    let answer = store.answer(&key(1), now);
+    assert_eq!(answer.len(), ANSWER);
+    let own = answer.iter().find(|record| record.provider == store.me);
+    assert_eq!(own.unwrap().addresses, store.own_addresses);
+}
+
+#[test]
+fn different_askers_hear_of_different_providers() {
+    let (mut store, now) = store();
+    for _ in 0..60 {
+        store.insert(record(1, PeerId::random(), now), now).unwrap();
+    }
+
+    let answers: Vec<_> = (0..10).map(|_| providers(&store, 1, now)).collect();
+
+    assert!(answers.iter().all(|answer| answer.len() == ANSWER));
+    let all: HashSet<_> = answers.into_iter().flatten().collect();
+    assert!(all.len() > 2 * ANSWER, "{}", all.len());
+}
+
+#[test]
+fn a_full_key_forgets_who_has_been_silent_longest() {
+    let (mut store, now) = store();
+    let first = PeerId::random();
+    store.insert(record(1, first, now), now).unwrap();
+    for second in 1..=MAX_PER_KEY as u64 {
+        let later = now + Duration::from_secs(second);
+        store
+            .insert(record(1, PeerId::random(), later), later)
+            .unwrap();
+    }
+
+    let told = &store.remote[&key(1)];
+    assert_eq!(told.len(), MAX_PER_KEY);
+    let slot = store.peers.slot(&first).unwrap();
+    assert!(told.iter().all(|told| told.peer != slot));
+}
+
+#[test]
+fn an_expired_record_is_not_answered_and_is_swept_with_its_peer() {
+    let (mut store, now) = store();
+    let (old, new) = (PeerId::random(), PeerId::random());
+    store.insert(record(1, old, now), now).unwrap();
+    let later = now + RECORD_LIFE;
+    store.insert(record(2, new, later), later).unwrap();
+
+    assert_eq!(providers(&store, 1, now), [old]);
+    assert_eq!(providers(&store, 1, later), []);
+    store.sweep(later);
+
+    assert_eq!(store.remote.len(), 1);
+    assert_eq!(store.peers.slots.len(), 1);
+    let another = PeerId::random();
+    store.insert(record(1, another, later), later).unwrap();
+    assert_eq!(store.peers.peers.len(), 2, "the slot is used again");
+    assert_eq!(providers(&store, 1, later), [another]);
+    assert_eq!(providers(&store, 2, later), [new]);
+}
+
+#[test]
+fn a_peer_that_is_gone_is_hidden_until_it_is_heard_of_or_a_minute_is_over() {
+    let (mut store, now) = store();
+    let peer = PeerId::random();
+    store.insert(record(1, peer, now), now).unwrap();
+
+    store.gone(peer, now);
+    assert_eq!(providers(&store, 1, now), []);
+    assert_eq!(providers(&store, 1, now + GONE_FOR), [peer]);
+
+    store.heard(&peer);
+    assert_eq!(providers(&store, 1, now), [peer]);
+
+    store.gone(peer, now);
+    store.insert(record(2, peer, now), now).unwrap();
+    assert_eq!(providers(&store, 1, now), [peer], "a new record is news");
+}
+
+#[test]
+fn addresses_that_nobody_can_use_are_not_kept_and_the_newest_count() {
+    let (mut store, now) = store();
+    let peer = PeerId::random();
+    let mut first = record(1, peer, now);
+    first.addresses = [
+        "/ip4/127.0.0.1/tcp/1",
+        "/ip4/10.0.0.3/tcp/1",
+        "/ip6/fe80::1/tcp/1",
+    ]
+    .map(|address| address.parse().unwrap())
+    .to_vec();
+    store.insert(first, now).unwrap();
+    assert_eq!(
+        store.addresses(&peer),
+        ["/ip4/10.0.0.3/tcp/1".parse().unwrap()]
+    );
+
+    store.insert(record(2, peer, now), now).unwrap();
+    let mut silent = record(3, peer, now);
+    silent.addresses.clear();
+    store.insert(silent, now).unwrap();
+
+    let moved = ["/ip4/10.0.0.2/tcp/5001".parse().unwrap()];
+    assert_eq!(store.addresses(&peer), moved);
+    assert_eq!(store.answer(&key(1), now)[0].addresses, moved);
+}
+
+#[test]
+fn the_number_of_remote_keys_is_bounded_and_own_keys_are_not_affected() {
+    let (mut store, now) = store();
+    let peer = PeerId::random();
+    for n in 0..MAX_REMOTE_KEYS as u32 {
+        store.insert(record(n, peer, now), now).unwrap();
+    }
+
+    assert!(store.insert(record(u32::MAX, peer, now), now).is_err());
+    assert!(store.insert(record(7, PeerId::random(), now), now).is_ok());
+    assert!(store.insert(record(u32::MAX, store.me, now), now).is_ok());
+}
+
+#[test]
+fn withdrawing_leaves_the_others() {
+    let (mut store, now) = store();
+    let peer = PeerId::random();
+    store.insert(record(1, peer, now), now).unwrap();
+    store.insert(record(1, store.me, now), now).unwrap();
+
+    store.forget(&key(1), &store.me.clone());
+    assert_eq!(providers(&store, 1, now), [peer]);
+    store.forget(&key(1), &peer);
+    assert_eq!(providers(&store, 1, now), []);
+}
+
+#[test]
+fn values_are_refused() {
+    let (mut store, _) = store();
+    assert!(store.put(Record::new(key(1), vec![1])).is_err());
+    assert_eq!(store.records().count(), 0);
+}
