@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand};
+use libp2p::Multiaddr;
 
 pub use value::ListenAddr;
 
+use crate::routing::bootstrap::parse_address;
 use crate::{hosts, telemetry};
 
 /// EX_USAGE of sysexits.h: the same command line will never do.
@@ -60,13 +62,8 @@ pub struct Registry {
 /// How the first peers are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bootstrap {
-    Dns {
-        domain: String,
-    },
-    /// Multiaddrs, checked.
-    Static {
-        peers: Vec<String>,
-    },
+    Dns { domain: String },
+    Static { peers: Vec<Multiaddr> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -457,10 +454,8 @@ fn bootstrap(reader: &mut Reader, raw: &RawRegistry) -> Option<Bootstrap> {
     let mut peers = Vec::new();
     for text in list(&raw.static_bootstrap_peers) {
         peers.extend(reader.read("static-bootstrap-peers", text, |text| {
-            match text.parse::<libp2p::Multiaddr>() {
-                Ok(_) => Ok(text.to_string()),
-                Err(_) => refuse("is not a multiaddr", "write it as /ip4/192.0.2.7/tcp/5001"),
-            }
+            parse_address(text)
+                .or_else(|e| refuse(e.to_string(), "write it as /ip4/192.0.2.7/tcp/5001"))
         }));
     }
     let all_peers_read = peers.len() == list(&raw.static_bootstrap_peers).count();

@@ -43,7 +43,7 @@ impl Node {
             bootstrap,
             resolve_timeout: Duration::from_millis(20),
         };
-        let metrics = kad::Metrics::new(&prometheus::Registry::new()).unwrap();
+        let metrics = kad::Metrics::new(&prometheus::Registry::new());
         let readiness = Readiness::new();
         let guard = readiness.guard("routing");
         let (kad, event_loop) = kad::bind(config, metrics, guard).await.unwrap();
@@ -249,7 +249,7 @@ async fn an_address_in_use_is_an_error_that_names_it() {
         bootstrap: None,
         resolve_timeout: Duration::from_millis(20),
     };
-    let metrics = kad::Metrics::new(&prometheus::Registry::new()).unwrap();
+    let metrics = kad::Metrics::new(&prometheus::Registry::new());
 
     let bound = kad::bind(config, metrics, Readiness::new().guard("routing")).await;
 

@@ -159,7 +159,7 @@ async fn big_image_on(lab: &Lab, holders: &[Node]) -> Image {
 }
 
 /// The first of `holders` that has uploaded so much.
-async fn busy<'a>(holders: &'a [Node], bytes: u64) -> &'a Node {
+async fn busy(holders: &[Node], bytes: u64) -> &Node {
     eventually("an upload", AT_ALL, async || {
         let uploaded = join_all(holders.iter().map(uploaded)).await;
         let mut busy = holders.iter().zip(uploaded);

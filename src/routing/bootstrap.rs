@@ -51,37 +51,14 @@ pub enum BootstrapError {
     Dns { domain: String, source: NetError },
 }
 
+/// Why a text is no address to begin with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no bootstrap address: {reason}; an example of one is /ip4/10.0.0.1/tcp/5001")]
-pub struct AddressError {
-    text: String,
-    reason: String,
-}
+#[error("is no address of a peer: {0}")]
+pub struct AddressError(String);
 
-impl Bootstrap {
-    /// Comma-separated multiaddrs. All that are wrong are reported.
-    pub fn parse_static(list: &str) -> Result<Self, Vec<AddressError>> {
-        let mut addresses = Vec::new();
-        let mut errors = Vec::new();
-        for text in list.split(',').map(str::trim).filter(|t| !t.is_empty()) {
-            match parse_address(text) {
-                Ok(address) => addresses.push(address),
-                Err(error) => errors.push(error),
-            }
-        }
-        if errors.is_empty() {
-            Ok(Self::Static(addresses))
-        } else {
-            Err(errors)
-        }
-    }
-}
-
-fn parse_address(text: &str) -> Result<Multiaddr, AddressError> {
-    let error = |reason: String| AddressError {
-        text: text.to_string(),
-        reason,
-    };
+/// Reads `/ip4/…/tcp/…` or `/ip6/…/tcp/…`, with or without `/p2p/…`. Names are not resolved here.
+pub fn parse_address(text: &str) -> Result<Multiaddr, AddressError> {
+    let error = AddressError;
     let address: Multiaddr = text
         .parse()
         .map_err(|e: libp2p::multiaddr::Error| error(e.to_string()))?;
@@ -104,7 +81,7 @@ fn parse_address(text: &str) -> Result<Multiaddr, AddressError> {
 #[derive(Clone)]
 pub enum Bootstrapper {
     Dns {
-        resolver: TokioResolver,
+        resolver: Box<TokioResolver>,
         domain: String,
         port: u16,
     },
@@ -123,7 +100,7 @@ impl Bootstrapper {
                 // "Nobody yet" must not be believed for longer than it is true.
                 options.cache_size = 0;
                 options.timeout = DNS_ATTEMPT;
-                let resolver = builder.build().map_err(BootstrapError::Configuration)?;
+                let resolver = Box::new(builder.build().map_err(BootstrapError::Configuration)?);
                 Ok(Self::Dns {
                     resolver,
                     domain,

@@ -33,9 +33,7 @@ use futures::stream::BoxStream;
 use libp2p::Swarm;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::SwarmEvent;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
-};
+use prometheus::{HistogramVec, IntCounterVec, IntGauge, Registry};
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -44,6 +42,7 @@ pub use event_loop::EventLoop;
 
 use super::bootstrap::{Bootstrap, BootstrapError, Bootstrapper};
 use super::{Peer, PeerId, Router, RouterClosed};
+use crate::metrics;
 use crate::oci::Key;
 use crate::readiness::Guard;
 use addresses::{Policy, multiaddr};
@@ -103,35 +102,30 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let metrics = Self {
-            peers: IntGauge::new("peili_peers", "Peers in the routing table.")?,
-            advertised: IntGauge::new(
+    pub fn new(registry: &Registry) -> Self {
+        // 0.25 ms, half of a first answer on a quiet network, to beyond the cap of 250 ms.
+        let buckets: Vec<f64> = (0..11).map(|n| 0.000_25 * f64::from(1 << n)).collect();
+        Self {
+            peers: metrics::gauge(registry, "peili_peers", "Peers in the routing table."),
+            advertised: metrics::gauge(
+                registry,
                 "peili_advertised_keys",
                 "Keys that this node tells the cluster that it holds.",
-            )?,
-            lookups: HistogramVec::new(
-                HistogramOpts::new(
-                    "peili_lookup_duration_seconds",
-                    "How long lookups took: a hit to the first provider, a miss to its end.",
-                )
-                // 0.25 ms, half of a first answer on a quiet network, to beyond the cap of 250 ms.
-                .buckets(exponential_buckets(0.000_25, 2.0, 11)?),
+            ),
+            lookups: metrics::histograms(
+                registry,
+                "peili_lookup_duration_seconds",
+                "How long lookups took: a hit to the first provider, a miss to its end.",
                 &["outcome"],
-            )?,
-            announcements: IntCounterVec::new(
-                Opts::new(
-                    "peili_announcements_total",
-                    "Announcements of one key each, by result.",
-                ),
+                &buckets,
+            ),
+            announcements: metrics::counters(
+                registry,
+                "peili_announcements_total",
+                "Announcements of one key each, by result.",
                 &["result"],
-            )?,
-        };
-        registry.register(Box::new(metrics.peers.clone()))?;
-        registry.register(Box::new(metrics.advertised.clone()))?;
-        registry.register(Box::new(metrics.lookups.clone()))?;
-        registry.register(Box::new(metrics.announcements.clone()))?;
-        Ok(metrics)
+            ),
+        }
     }
 
     fn lookup(&self, outcome: lookups::Outcome) {
@@ -217,28 +211,40 @@ pub async fn bind(
     Ok((kad, event_loop))
 }
 
-/// Listens everywhere or fails; the addresses come back with their real ports.
+/// Listens everywhere or fails; the addresses come back with their real ports. A family that the machine does not have
+/// is passed over, as long as there is another.
 async fn listen(
     swarm: &mut Swarm<Behaviour>,
     addresses: &[SocketAddr],
 ) -> Result<Vec<SocketAddr>, Error> {
-    if addresses.is_empty() {
-        return Err(Error::NothingToListen);
-    }
     let mut listening = Vec::new();
+    let mut without = None;
     for address in addresses {
         let address = *address;
-        let failed = |source| Error::Listen { address, source };
-        let listener = swarm
-            .listen_on(multiaddr(address))
-            .map_err(|e| failed(io_error(e)))?;
-        let port = tokio::time::timeout(BIND, port_of(swarm, listener))
-            .await
-            .map_err(|e| failed(e.into()))?
-            .map_err(failed)?;
-        listening.push(SocketAddr::new(address.ip(), port));
+        match listen_at(swarm, address).await {
+            Ok(address) => listening.push(address),
+            Err(source) if is_without_family(&source) => {
+                without = Some(Error::Listen { address, source });
+            }
+            Err(source) => return Err(Error::Listen { address, source }),
+        }
+    }
+    if listening.is_empty() {
+        return Err(without.unwrap_or(Error::NothingToListen));
     }
     Ok(listening)
+}
+
+async fn listen_at(swarm: &mut Swarm<Behaviour>, address: SocketAddr) -> io::Result<SocketAddr> {
+    let listener = swarm.listen_on(multiaddr(address)).map_err(io_error)?;
+    let port = tokio::time::timeout(BIND, port_of(swarm, listener)).await??;
+    Ok(SocketAddr::new(address.ip(), port))
+}
+
+/// IPv6 switched off by the kernel's command line, or for every interface.
+fn is_without_family(error: &io::Error) -> bool {
+    let unsupported = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported)
 }
 
 async fn port_of(swarm: &mut Swarm<Behaviour>, listener: ListenerId) -> io::Result<u16> {
