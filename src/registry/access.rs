@@ -221,10 +221,6 @@ impl Access {
         } else {
             self.metrics.requests.with_label_values(&[source]).inc();
             self.metrics
-                .bytes
-                .with_label_values(&[source])
-                .inc_by(self.bytes);
-            self.metrics
                 .duration
                 .with_label_values(&[source])
                 .observe(took.as_secs_f64());
