@@ -171,9 +171,13 @@ impl Node {
 
     pub async fn ctr_pull(&self, reference: &str) -> Result<()> {
         let hosts = self.containerd.certs_d().display().to_string();
-        let args = ["images", "pull", "--hosts-dir", &hosts];
-        let with = ["--snapshotter", self.snapshotter(), reference];
-        self.ctr(&[&args[..], &with[..]].concat()).await.map(drop)
+        let mut args = vec!["images", "pull", "--hosts-dir", &hosts];
+        // Otherwise it takes the manifests of all other platforms, too, as the CRI does not.
+        if !self.containerd.version().starts_with("1.") {
+            args.push("--skip-metadata");
+        }
+        args.extend(["--snapshotter", self.snapshotter(), reference]);
+        self.ctr(&args).await.map(drop)
     }
 
     /// Imports an OCI archive.

@@ -49,8 +49,7 @@ pub(super) async fn open(root: &Path, digest: &Digest) -> io::Result<Opened> {
     )))
 }
 
-/// Whether this is a content directory that we may look into. `blobs` itself appears with the first blob; `ingest` is
-/// made when containerd starts.
-pub(super) async fn is_readable(root: &Path) -> bool {
+/// Whether this is a content directory that we may look into: both directories appear with the first blob at the latest.
+async fn is_readable(root: &Path) -> bool {
     fs::read_dir(blobs(root)).await.is_ok() || fs::read_dir(root.join("ingest")).await.is_ok()
 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,16 +110,17 @@ impl Session<'_> {
         let mut events = in_time("events.Subscribe", self.subscribe()).await?;
         let root = in_time("introspection", self.containerd.learn_content_root()).await?;
         let root = self.containerd.config.content_path.clone().unwrap_or(root);
-        let mut directory = BlobDirectory::watch(&root).await;
+        let mut directory = BlobDirectory::new(root);
         let mut confirm = false;
         loop {
+            directory.watch();
             let began = Instant::now();
             let listed = in_time("listing", self.containerd.list(self.skipped)).await?;
             let took = began.elapsed();
             if let Some(guard) = self.guard.take() {
                 info!(
                     socket = %self.containerd.config.socket.display(),
-                    content = %root.display(),
+                    content = %directory.root.display(),
                     keys = listed.0.len(),
                     "containerd is listed"
                 );
@@ -209,37 +210,50 @@ async fn in_time<T>(
 
 /// Notices that blobs come and go. Works on a read-only bind mount, from another mount namespace too.
 struct BlobDirectory {
+    root: PathBuf,
     watches: Option<Watches>,
+    has_warned: bool,
 }
 
 struct Watches {
     events: inotify::EventStream<Vec<u8>>,
     /// Directories by what inotify calls them: a new one among them is watched as well.
-    watched: HashMap<WatchDescriptor, std::path::PathBuf>,
+    watched: HashMap<WatchDescriptor, PathBuf>,
 }
 
 impl BlobDirectory {
-    async fn watch(root: &Path) -> Self {
-        let watches = if paths::is_readable(root).await {
-            Watches::new(root)
-        } else {
-            Err(io::Error::other("cannot be read"))
-        };
-        if let Err(e) = &watches {
-            warn!(
-                path = %root.display(),
-                reason = %e,
-                every = ?RELIST_BLIND,
-                "content directory is not watched: blobs are read through containerd's socket, and compared"
-            );
-        }
+    fn new(root: PathBuf) -> Self {
         Self {
-            watches: watches.ok(),
+            root,
+            watches: None,
+            has_warned: false,
         }
     }
 
+    /// Watches what is not watched yet. On a node that has never held a blob, containerd 2.x has not made the
+    /// directory.
+    fn watch(&mut self) {
+        if self.watches.is_some() {
+            return;
+        }
+        match Watches::new(&self.root) {
+            Ok(watches) => self.watches = Some(watches),
+            Err(e) if !self.has_warned => {
+                self.has_warned = true;
+                warn!(
+                    path = %self.root.display(),
+                    reason = %e,
+                    every = ?RELIST_BLIND,
+                    "content directory cannot be watched (yet): blobs are read through containerd's socket, and compared"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Whether every blob that comes or goes is noticed. A directory without any may be a wrong one.
     fn is_watched(&self) -> bool {
-        self.watches.is_some()
+        self.watches.as_ref().is_some_and(Watches::has_blobs)
     }
 
     /// Returns when something in the directory has changed; never where it is not watched.
@@ -266,6 +280,10 @@ impl Watches {
         watches.add(root)?;
         watches.add_below(root);
         Ok(watches)
+    }
+
+    fn has_blobs(&self) -> bool {
+        self.watched.values().any(|path| path.ends_with("blobs"))
     }
 
     fn add(&mut self, directory: &Path) -> io::Result<()> {
