@@ -24,6 +24,7 @@ struct Node {
     ip: IpAddr,
     kad: Kad,
     readiness: Readiness,
+    registry: prometheus::Registry,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -43,7 +44,8 @@ impl Node {
             bootstrap,
             resolve_timeout: Duration::from_millis(20),
         };
-        let metrics = kad::Metrics::new(&prometheus::Registry::new()).unwrap();
+        let registry = prometheus::Registry::new();
+        let metrics = kad::Metrics::new(&registry).unwrap();
         let readiness = Readiness::new();
         let guard = readiness.guard("routing");
         let (kad, event_loop) = kad::bind(config, metrics, guard).await.unwrap();
@@ -53,6 +55,7 @@ impl Node {
             ip,
             kad,
             readiness,
+            registry,
             stop,
             task,
         }
@@ -63,6 +66,13 @@ impl Node {
             self.readiness.is_ready().then_some(())
         })
         .await;
+    }
+
+    fn metrics(&self) -> String {
+        let families = self.registry.gather();
+        prometheus::TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap()
     }
 
     fn address(&self) -> libp2p::Multiaddr {
@@ -168,7 +178,10 @@ async fn a_node_waits_for_neighbours_that_do_not_answer_and_says_so() {
 
     assert_eq!(
         node.readiness.awaited(),
-        ["routing: looking for other nodes"]
+        [format!(
+            "routing: connecting to {}",
+            multiaddr(silent.local_addr().unwrap())
+        )]
     );
 }
 
@@ -217,6 +230,140 @@ async fn a_node_that_comes_back_is_offered_again() {
         .unwrap();
 
     find(&cluster, 0, &content("layer"), &[1]).await;
+}
+
+#[tokio::test]
+async fn a_node_that_lost_everybody_looks_for_them_at_once() {
+    let mut cluster = KadCluster::of(2).await;
+    let address = cluster.0[0].kad.listen_addrs()[0];
+
+    cluster.kill(0).await;
+    let known = cluster.0[1].metrics();
+    assert!(known.contains("peili_peers 1"), "{known}");
+    eventually("the only peer is forgotten", async || {
+        all(&cluster.0[1].kad, &content("layer")).await;
+        cluster.0[1]
+            .metrics()
+            .contains("peili_peers 0")
+            .then_some(())
+    })
+    .await;
+    // It does not know anybody and waits to be found.
+    cluster.0[0] = Node::bound(address.ip(), address, None).await;
+
+    eventually("they know each other again", async || {
+        let known = |node: &Node| node.metrics().contains("peili_peers 1");
+        cluster.0.iter().all(known).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_peer_that_hangs_costs_a_search_no_more_than_the_resolve_timeout() {
+    let cluster = KadCluster::of(4).await;
+    cluster.0[1]
+        .kad
+        .advertise(vec![content("layer")])
+        .await
+        .unwrap();
+    find(&cluster, 0, &content("layer"), &[1]).await;
+    let seed = Bootstrap::Static(vec![cluster.0[0].address()]);
+    let (hang, hangs) = std::sync::mpsc::channel::<()>();
+    let (joined, has_joined) = tokio::sync::oneshot::channel();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(async {
+            let node = Node::start(9, Some(seed)).await;
+            node.ready().await;
+            node.kad.advertise(vec![content("its own")]).await.unwrap();
+            joined.send(node.kad.peer_id().clone()).unwrap();
+            // Long enough to be known to all; then nothing in this runtime moves any more.
+            while hangs.try_recv().is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let _ = hangs.recv();
+        });
+    });
+    let id = has_joined.await.unwrap();
+    for node in &cluster.0 {
+        eventually("the fifth node is found", async || {
+            let found = all(&node.kad, &content("its own")).await;
+            found.iter().any(|peer| peer.id == id).then_some(())
+        })
+        .await;
+    }
+
+    hang.send(()).unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut misses = Vec::new();
+    for n in 0..10 {
+        let begin = Instant::now();
+        let found = all(&cluster.0[n % 4].kad, &content(&format!("nobody's {n}"))).await;
+        assert_eq!(found, []);
+        misses.push(begin.elapsed());
+        find(&cluster, 0, &content("layer"), &[1]).await;
+    }
+    drop(hang);
+    thread.join().unwrap();
+
+    misses.sort();
+    println!("a miss beside a peer that hangs: {misses:?}");
+    assert!(
+        misses[0] >= Duration::from_millis(15),
+        "nobody hung: {misses:?}"
+    );
+    assert!(misses[5] < Duration::from_millis(100), "{misses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_keys_are_announced_without_losing_one_and_lookups_go_on() {
+    const KEYS: usize = 300;
+    let begin = Instant::now();
+    let cluster = KadCluster::of(6).await;
+    let key = |node: usize, n: usize| content(&format!("layer {n} of node {node}"));
+    for (node, at) in cluster.0.iter().enumerate() {
+        let keys = (0..KEYS).map(|n| key(node, n)).collect();
+        at.kad.advertise(keys).await.unwrap();
+    }
+
+    let mut during = Vec::new();
+    eventually("every node has announced everything", async || {
+        let done = |node: &Node| {
+            let all = node.metrics();
+            all.contains(&format!("peili_advertised_keys {KEYS}"))
+                && counter(&all, "peili_announcements_total{result=\"ok\"}") >= KEYS
+        };
+        cluster.0.iter().all(done).then_some(())
+    })
+    .await;
+    let announced = begin.elapsed();
+    for n in 0..KEYS {
+        let (holder, asking) = (n % 6, (n + 1) % 6);
+        let asked = Instant::now();
+        find(&cluster, asking, &key(holder, n), &[holder]).await;
+        during.push(asked.elapsed());
+    }
+    during.sort();
+    println!(
+        "{} keys announced after {announced:?}; searches p50 {:?} p99 {:?}",
+        6 * KEYS,
+        during[KEYS / 2],
+        during[KEYS * 99 / 100]
+    );
+    let text = cluster.0[1].metrics();
+    assert_eq!(
+        counter(&text, "peili_announcements_total{result=\"failed\"}"),
+        0
+    );
+    let hits = "peili_lookup_duration_seconds_count{outcome=\"hit\"}";
+    assert!(counter(&text, hits) >= KEYS / 6, "{text}");
+}
+
+fn counter(metrics: &str, name: &str) -> usize {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(0, |value| value.trim().parse().unwrap())
 }
 
 #[tokio::test]

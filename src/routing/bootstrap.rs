@@ -104,7 +104,7 @@ fn parse_address(text: &str) -> Result<Multiaddr, AddressError> {
 #[derive(Clone)]
 pub enum Bootstrapper {
     Dns {
-        resolver: TokioResolver,
+        resolver: Box<TokioResolver>,
         domain: String,
         port: u16,
     },
@@ -123,7 +123,7 @@ impl Bootstrapper {
                 // "Nobody yet" must not be believed for longer than it is true.
                 options.cache_size = 0;
                 options.timeout = DNS_ATTEMPT;
-                let resolver = builder.build().map_err(BootstrapError::Configuration)?;
+                let resolver = Box::new(builder.build().map_err(BootstrapError::Configuration)?);
                 Ok(Self::Dns {
                     resolver,
                     domain,

@@ -46,7 +46,7 @@ async fn name_server(code: ResponseCode, ips: Vec<IpAddr>) -> Bootstrapper {
     builder.options_mut().attempts = 1;
     builder.options_mut().try_tcp_on_error = false;
     Bootstrapper::Dns {
-        resolver: builder.build().unwrap(),
+        resolver: Box::new(builder.build().unwrap()),
         domain: "peili.example.".into(),
         port: 5001,
     }
