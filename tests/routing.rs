@@ -36,14 +36,15 @@ impl Node {
     }
 
     async fn bound(ip: IpAddr, listen: SocketAddr, bootstrap: Option<Bootstrap>) -> Self {
-        let config = kad::Config {
-            listen: vec![listen],
-            advertise: vec![ip],
-            registry_port: REGISTRY,
-            data_dir: None,
+        Self::with(kad::Config {
             bootstrap,
-            resolve_timeout: Duration::from_millis(20),
-        };
+            ..config(ip, listen)
+        })
+        .await
+    }
+
+    async fn with(config: kad::Config) -> Self {
+        let ip = config.advertise[0];
         let registry = prometheus::Registry::new();
         let metrics = kad::Metrics::new(&registry).unwrap();
         let readiness = Readiness::new();
@@ -77,6 +78,17 @@ impl Node {
 
     fn address(&self) -> libp2p::Multiaddr {
         multiaddr(self.kad.listen_addrs()[0])
+    }
+}
+
+fn config(advertise: IpAddr, listen: SocketAddr) -> kad::Config {
+    kad::Config {
+        listen: vec![listen],
+        advertise: vec![advertise],
+        registry_port: REGISTRY,
+        data_dir: None,
+        bootstrap: None,
+        resolve_timeout: Duration::from_millis(20),
     }
 }
 
@@ -200,6 +212,65 @@ async fn what_was_announced_before_others_came_is_found_by_them() {
 
     for asking in 1..5 {
         find(&cluster, asking, &content("layer"), &[0]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_listens_everywhere_is_told_only_where_it_says() {
+    let everywhere: SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let mut cluster = KadCluster::of(2).await;
+    let seed = Bootstrap::Static(vec![cluster.0[0].address()]);
+    let ip: IpAddr = "127.0.0.90".parse().unwrap();
+    cluster
+        .0
+        .push(Node::bound(ip, everywhere, Some(seed)).await);
+    cluster.0[2].ready().await;
+    cluster.0[2]
+        .kad
+        .advertise(vec![content("layer")])
+        .await
+        .unwrap();
+
+    for asking in 0..2 {
+        let found = find(&cluster, asking, &content("layer"), &[2]).await;
+        assert_eq!(found[0].registry, [SocketAddr::new(ip, REGISTRY)]);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_restarts_where_it_was_keeps_its_name_and_is_found_there() {
+    let data = tempfile::tempdir().unwrap();
+    let mut cluster = KadCluster::of(3).await;
+    let seed = Bootstrap::Static(vec![cluster.0[0].address()]);
+    let at = |ip: &str| kad::Config {
+        data_dir: Some(data.path().to_path_buf()),
+        bootstrap: Some(seed.clone()),
+        ..config(ip.parse().unwrap(), format!("{ip}:0").parse().unwrap())
+    };
+    cluster.0.push(Node::with(at("127.0.0.91")).await);
+    cluster.0[3]
+        .kad
+        .advertise(vec![content("layer")])
+        .await
+        .unwrap();
+    let before = find(&cluster, 1, &content("layer"), &[3]).await;
+
+    // The pod is replaced: the same node, another address.
+    cluster.kill(3).await;
+    cluster.0[3] = Node::with(at("127.0.0.92")).await;
+    cluster.0[3]
+        .kad
+        .advertise(vec![content("layer")])
+        .await
+        .unwrap();
+
+    assert_eq!(cluster.peer(3).id, before[0].id);
+    for asking in 0..3 {
+        eventually("only the new address is told", async || {
+            let found = all(&cluster.0[asking].kad, &content("layer")).await;
+            (found == [cluster.peer(3)]).then_some(())
+        })
+        .await;
     }
 }
 
@@ -423,14 +494,7 @@ async fn a_router_that_was_stopped_says_so() {
 async fn an_address_in_use_is_an_error_that_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.81:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let config = kad::Config {
-        listen: vec![address],
-        advertise: vec![address.ip()],
-        registry_port: REGISTRY,
-        data_dir: None,
-        bootstrap: None,
-        resolve_timeout: Duration::from_millis(20),
-    };
+    let config = config(address.ip(), address);
     let metrics = kad::Metrics::new(&prometheus::Registry::new()).unwrap();
 
     let bound = kad::bind(config, metrics, Readiness::new().guard("routing")).await;

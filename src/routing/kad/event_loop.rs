@@ -44,6 +44,10 @@ const REFRESH: std::ops::Range<Duration> =
 /// While nodes come in numbers, buckets are refreshed at most this often, and only when the table has doubled.
 const GROWTH_REFRESH: Duration = Duration::from_secs(60);
 
+/// The first bootstrap takes milliseconds; one that meets a peer that hangs takes libp2p's 10 s for each such peer.
+/// Announcements wait for it no longer than this.
+const SETTLE: Duration = Duration::from_secs(3);
+
 /// How long connections are given to close in order. Nothing depends on it.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -189,7 +193,7 @@ impl EventLoop {
                 self.metrics.advertised.set(count(self.schedule.len()));
             }
             Command::Refused(peer) => match peer.as_str().parse::<PeerId>() {
-                // His registry restarts, or his node is closing. While he speaks to us he is not forgotten.
+                // Its registry restarts, or the node is closing. While it speaks to us it is not forgotten.
                 Ok(peer) if self.swarm.is_connected(&peer) => {}
                 Ok(peer) => self.forget(peer, now),
                 Err(_) => debug!(%peer, "refused by somebody who is no peer of this router"),
@@ -206,7 +210,7 @@ impl EventLoop {
         }
     }
 
-    /// Forgets a peer until he is next heard of.
+    /// Forgets a peer until it is next heard of.
     fn forget(&mut self, peer: PeerId, now: Instant) {
         let kad = &mut self.swarm.behaviour_mut().kad;
         kad.remove_peer(&peer);
@@ -262,7 +266,14 @@ impl EventLoop {
             self.swarm.behaviour_mut().kad.store_mut().sweep(now);
         }
         if self.refresh_at <= now {
-            self.refresh(now);
+            self.refresh_at = now + self.rng.random_range(REFRESH);
+            if self.table > 0 {
+                self.refresh(now);
+            }
+        }
+        if self.settle_at().is_some_and(|at| at <= now) {
+            self.settled = true;
+            self.count_peers(now);
         }
         self.join(now);
     }
@@ -300,12 +311,18 @@ impl EventLoop {
         }
     }
 
+    /// When a first bootstrap that hangs is no longer waited for.
+    fn settle_at(&self) -> Option<Instant> {
+        let (began, _) = self.refreshed.filter(|_| !self.settled)?;
+        Some(began + SETTLE)
+    }
+
     fn wake_at(&self) -> Instant {
         let dials: Vec<Instant> = self.dials.values().copied().collect();
         let announce = self.schedule.next().filter(|_| self.can_announce());
         let join = (matches!(self.phase, Phase::Waiting) && self.bootstrapper.is_some())
             .then(|| self.joining.next());
-        [self.lookups.next(&dials), announce, join]
+        [self.lookups.next(&dials), announce, join, self.settle_at()]
             .into_iter()
             .flatten()
             .fold(self.sweep_at.min(self.refresh_at), Instant::min)

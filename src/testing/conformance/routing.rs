@@ -204,7 +204,7 @@ pub async fn a_peer_that_refuses_is_not_offered_again<C: Cluster>() {
     cluster.kill(1).await;
     let dead = cluster.peer(1).id;
     let router = cluster.router(0);
-    // A caller is refused as often as he tries, and says so each time; a router that still sees the peer connected may
+    // A caller is refused as often as it tries, and says so each time; a router that still sees the peer connected may
     // take a moment to believe it.
     eventually("the dead peer is no longer offered", async || {
         let found = ids(&all(router, &content("layer")).await);

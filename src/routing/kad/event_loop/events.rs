@@ -145,7 +145,7 @@ impl EventLoop {
         self.lookups.answered(query, now);
     }
 
-    /// A peer has said who he is, where he is, and what he speaks.
+    /// A peer has said who it is, where it is, and what it speaks.
     fn identified(&mut self, peer: PeerId, info: identify::Info) {
         if !info.protocols.contains(&KAD_PROTOCOL) {
             // One that we dialed: of one that dialed us we want nothing.
@@ -174,7 +174,7 @@ impl EventLoop {
         for (address, _) in &usable {
             kad.add_address(&peer, address.clone());
         }
-        // He has moved: another peer may already be where he was, and would be asked in his name.
+        // It may have moved: another peer would be asked in its name where it was.
         for old in table_addresses(kad, peer) {
             let socket = self.policy.socket(&old);
             if !usable.iter().any(|(_, new)| Some(*new) == socket) {
@@ -211,7 +211,7 @@ impl EventLoop {
         }
         let unreachable = matches!(
             error,
-            // Somebody else at his address: he was restarted under a new name, or moved.
+            // Somebody else at its address: it was restarted under a new name, or moved.
             DialError::Transport(_) | DialError::WrongPeerId { .. } | DialError::LocalPeerId { .. }
         );
         if let Some(peer) = peer

@@ -86,7 +86,7 @@ impl EventLoop {
         });
     }
 
-    /// By address: who answers there tells his name.
+    /// By address: whoever answers there tells its name.
     fn dial(&mut self, address: Multiaddr) -> Result<ConnectionId, DialError> {
         let options = DialOpts::unknown_peer_id().address(address).build();
         let connection = options.connection_id();
