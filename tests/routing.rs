@@ -436,7 +436,7 @@ async fn more_keys_than_may_be_in_flight_are_all_announced() {
 /// Twenty nodes keep each record, so here most nodes must ask others, and learn from them where the provider is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_is_found_by_nodes_that_do_not_keep_it() {
-    const NODES: usize = 45;
+    const NODES: usize = 30;
     const KEYS: usize = 10;
     let begin = Instant::now();
     let cluster = KadCluster::of(NODES).await;

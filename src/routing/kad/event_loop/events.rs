@@ -10,7 +10,7 @@ use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, identify, ping};
 use tracing::{debug, warn};
 
-use super::super::behaviour::{BehaviourEvent, KAD_PROTOCOL};
+use super::super::behaviour::{BehaviourEvent, DIAL, KAD_PROTOCOL};
 use super::super::store::{MAX_ADDRESSES, Store};
 use super::EventLoop;
 use super::join::Phase;
@@ -196,7 +196,7 @@ impl EventLoop {
         error: &DialError,
         now: Instant,
     ) {
-        self.dials.remove(&connection);
+        let begun = self.dials.remove(&connection);
         let ourselves = match error {
             DialError::LocalPeerId { address } => self.policy.socket(address),
             _ => None,
@@ -209,16 +209,28 @@ impl EventLoop {
                 debug!(%error, "a bootstrap address was not reached");
             }
         }
-        let unreachable = matches!(
-            error,
+        let refused = match error {
+            // A host without power and one that has too much to do look alike; to take the one for the other would hide
+            // what the busy one holds from everybody who asks us. It is not gone, only not worth asking.
+            DialError::Transport(_) if begun.is_some_and(|at| now.duration_since(at) >= DIAL) => {
+                false
+            }
             // Somebody else at its address: it was restarted under a new name, or moved.
-            DialError::Transport(_) | DialError::WrongPeerId { .. } | DialError::LocalPeerId { .. }
-        );
+            DialError::Transport(_)
+            | DialError::WrongPeerId { .. }
+            | DialError::LocalPeerId { .. } => true,
+            _ => return,
+        };
         if let Some(peer) = peer
-            && unreachable
             && !self.swarm.is_connected(&peer)
         {
-            self.forget(peer, now);
+            debug!(%peer, %error, refused, "peer was not reached");
+            if refused {
+                self.forget(peer, now);
+            } else {
+                self.swarm.behaviour_mut().kad.remove_peer(&peer);
+                self.count_peers(now);
+            }
         }
     }
 }
