@@ -24,6 +24,7 @@ struct Node {
     ip: IpAddr,
     kad: Kad,
     readiness: Readiness,
+    registry: prometheus::Registry,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -35,15 +36,17 @@ impl Node {
     }
 
     async fn bound(ip: IpAddr, listen: SocketAddr, bootstrap: Option<Bootstrap>) -> Self {
-        let config = kad::Config {
-            listen: vec![listen],
-            advertise: vec![ip],
-            registry_port: REGISTRY,
-            data_dir: None,
+        Self::with(kad::Config {
             bootstrap,
-            resolve_timeout: Duration::from_millis(20),
-        };
-        let metrics = kad::Metrics::new(&prometheus::Registry::new());
+            ..config(ip, listen)
+        })
+        .await
+    }
+
+    async fn with(config: kad::Config) -> Self {
+        let ip = config.advertise[0];
+        let registry = prometheus::Registry::new();
+        let metrics = kad::Metrics::new(&registry);
         let readiness = Readiness::new();
         let guard = readiness.guard("routing");
         let (kad, event_loop) = kad::bind(config, metrics, guard).await.unwrap();
@@ -53,6 +56,7 @@ impl Node {
             ip,
             kad,
             readiness,
+            registry,
             stop,
             task,
         }
@@ -65,8 +69,26 @@ impl Node {
         .await;
     }
 
+    fn metrics(&self) -> String {
+        let families = self.registry.gather();
+        prometheus::TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap()
+    }
+
     fn address(&self) -> libp2p::Multiaddr {
         multiaddr(self.kad.listen_addrs()[0])
+    }
+}
+
+fn config(advertise: IpAddr, listen: SocketAddr) -> kad::Config {
+    kad::Config {
+        listen: vec![listen],
+        advertise: vec![advertise],
+        registry_port: REGISTRY,
+        data_dir: None,
+        bootstrap: None,
+        resolve_timeout: Duration::from_millis(20),
     }
 }
 
@@ -168,7 +190,10 @@ async fn a_node_waits_for_neighbours_that_do_not_answer_and_says_so() {
 
     assert_eq!(
         node.readiness.awaited(),
-        ["routing: looking for other nodes"]
+        [format!(
+            "routing: connecting to {}",
+            multiaddr(silent.local_addr().unwrap())
+        )]
     );
 }
 
@@ -187,6 +212,65 @@ async fn what_was_announced_before_others_came_is_found_by_them() {
 
     for asking in 1..5 {
         find(&cluster, asking, &content("layer"), &[0]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_listens_everywhere_is_told_only_where_it_says() {
+    let everywhere: SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let mut cluster = KadCluster::of(2).await;
+    let seed = Bootstrap::Static(vec![cluster.0[0].address()]);
+    let ip: IpAddr = "127.0.0.90".parse().unwrap();
+    cluster
+        .0
+        .push(Node::bound(ip, everywhere, Some(seed)).await);
+    cluster.0[2].ready().await;
+    cluster.0[2]
+        .kad
+        .advertise(vec![content("layer")])
+        .await
+        .unwrap();
+
+    for asking in 0..2 {
+        let found = find(&cluster, asking, &content("layer"), &[2]).await;
+        assert_eq!(found[0].registry, [SocketAddr::new(ip, REGISTRY)]);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_restarts_where_it_was_keeps_its_name_and_is_found_there() {
+    let data = tempfile::tempdir().unwrap();
+    let mut cluster = KadCluster::of(3).await;
+    let seed = Bootstrap::Static(vec![cluster.0[0].address()]);
+    let at = |ip: &str| kad::Config {
+        data_dir: Some(data.path().to_path_buf()),
+        bootstrap: Some(seed.clone()),
+        ..config(ip.parse().unwrap(), format!("{ip}:0").parse().unwrap())
+    };
+    cluster.0.push(Node::with(at("127.0.0.91")).await);
+    cluster.0[3]
+        .kad
+        .advertise(vec![content("layer")])
+        .await
+        .unwrap();
+    let before = find(&cluster, 1, &content("layer"), &[3]).await;
+
+    // The pod is replaced: the same node, another address.
+    cluster.kill(3).await;
+    cluster.0[3] = Node::with(at("127.0.0.92")).await;
+    cluster.0[3]
+        .kad
+        .advertise(vec![content("layer")])
+        .await
+        .unwrap();
+
+    assert_eq!(cluster.peer(3).id, before[0].id);
+    for asking in 0..3 {
+        eventually("only the new address is told", async || {
+            let found = all(&cluster.0[asking].kad, &content("layer")).await;
+            (found == [cluster.peer(3)]).then_some(())
+        })
+        .await;
     }
 }
 
@@ -220,6 +304,175 @@ async fn a_node_that_comes_back_is_offered_again() {
 }
 
 #[tokio::test]
+async fn a_node_that_lost_everybody_looks_for_them_at_once() {
+    let mut cluster = KadCluster::of(2).await;
+    let address = cluster.0[0].kad.listen_addrs()[0];
+
+    cluster.kill(0).await;
+    let known = cluster.0[1].metrics();
+    assert!(known.contains("peili_peers 1"), "{known}");
+    eventually("the only peer is forgotten", async || {
+        all(&cluster.0[1].kad, &content("layer")).await;
+        cluster.0[1]
+            .metrics()
+            .contains("peili_peers 0")
+            .then_some(())
+    })
+    .await;
+    // It does not know anybody and waits to be found.
+    cluster.0[0] = Node::bound(address.ip(), address, None).await;
+
+    eventually("they know each other again", async || {
+        let known = |node: &Node| node.metrics().contains("peili_peers 1");
+        cluster.0.iter().all(known).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_peer_that_hangs_costs_a_search_no_more_than_the_resolve_timeout() {
+    let cluster = KadCluster::of(4).await;
+    cluster.0[1]
+        .kad
+        .advertise(vec![content("layer")])
+        .await
+        .unwrap();
+    find(&cluster, 0, &content("layer"), &[1]).await;
+    let seed = Bootstrap::Static(vec![cluster.0[0].address()]);
+    let (hang, hangs) = tokio::sync::oneshot::channel::<()>();
+    let (hanging, is_hanging) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (joined, has_joined) = tokio::sync::oneshot::channel();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(async {
+            let node = Node::start(9, Some(seed)).await;
+            node.ready().await;
+            node.kad.advertise(vec![content("its own")]).await.unwrap();
+            joined.send(node.kad.peer_id().clone()).unwrap();
+            hangs.await.unwrap();
+            hanging.send(()).unwrap();
+            // Nothing in this runtime moves any more.
+            let _ = released.recv();
+        });
+    });
+    let id = has_joined.await.unwrap();
+    for node in &cluster.0 {
+        eventually("the fifth node is found", async || {
+            let found = all(&node.kad, &content("its own")).await;
+            found.iter().any(|peer| peer.id == id).then_some(())
+        })
+        .await;
+    }
+
+    hang.send(()).unwrap();
+    is_hanging.await.unwrap();
+    let mut misses = Vec::new();
+    for n in 0..10 {
+        let begin = Instant::now();
+        let found = all(&cluster.0[n % 4].kad, &content(&format!("nobody's {n}"))).await;
+        assert_eq!(found, []);
+        misses.push(begin.elapsed());
+        find(&cluster, 0, &content("layer"), &[1]).await;
+    }
+    drop(release);
+    thread.join().unwrap();
+
+    misses.sort();
+    println!("a miss beside a peer that hangs: {misses:?}");
+    assert!(
+        misses[0] >= Duration::from_millis(15),
+        "nobody hung: {misses:?}"
+    );
+    assert!(misses[5] < Duration::from_millis(100), "{misses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_keys_than_may_be_in_flight_are_all_announced() {
+    const KEYS: usize = 300;
+    let begin = Instant::now();
+    let cluster = KadCluster::of(6).await;
+    let key = |node: usize, n: usize| content(&format!("layer {n} of node {node}"));
+    for (node, at) in cluster.0.iter().enumerate() {
+        let keys = (0..KEYS).map(|n| key(node, n)).collect();
+        at.kad.advertise(keys).await.unwrap();
+    }
+
+    let mut during = Vec::new();
+    eventually("every node has announced everything", async || {
+        let done = |node: &Node| {
+            let all = node.metrics();
+            all.contains(&format!("peili_advertised_keys {KEYS}"))
+                && counter(&all, "peili_announcements_total{result=\"ok\"}") >= KEYS
+        };
+        cluster.0.iter().all(done).then_some(())
+    })
+    .await;
+    let announced = begin.elapsed();
+    for n in 0..KEYS {
+        let (holder, asking) = (n % 6, (n + 1) % 6);
+        let asked = Instant::now();
+        find(&cluster, asking, &key(holder, n), &[holder]).await;
+        during.push(asked.elapsed());
+    }
+    during.sort();
+    println!(
+        "{} keys announced after {announced:?}; searches p50 {:?} p99 {:?}",
+        6 * KEYS,
+        during[KEYS / 2],
+        during[KEYS * 99 / 100]
+    );
+    let text = cluster.0[1].metrics();
+    assert_eq!(
+        counter(&text, "peili_announcements_total{result=\"failed\"}"),
+        0
+    );
+    let hits = "peili_lookup_duration_seconds_count{outcome=\"hit\"}";
+    assert!(counter(&text, hits) >= KEYS / 6, "{text}");
+}
+
+/// Twenty nodes keep each record, so here most nodes must ask others, and learn from them where the provider is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_found_by_nodes_that_do_not_keep_it() {
+    const NODES: usize = 30;
+    const KEYS: usize = 10;
+    let begin = Instant::now();
+    let cluster = KadCluster::of(NODES).await;
+    let key = |n: usize| content(&format!("layer {n}"));
+    for n in 0..KEYS {
+        let kad = &cluster.0[n].kad;
+        kad.advertise(vec![key(n)]).await.unwrap();
+    }
+    let ready = begin.elapsed();
+
+    let mut searches = Vec::new();
+    for asking in 0..NODES {
+        for n in (0..KEYS).filter(|n| *n != asking) {
+            let asked = Instant::now();
+            let found = find(&cluster, asking, &key(n), &[n]).await;
+            searches.push(asked.elapsed());
+            assert_eq!(found, [cluster.peer(n)]);
+        }
+    }
+
+    searches.sort();
+    println!(
+        "{NODES} nodes ready after {ready:?}, everything found after {:?}; searches p50 {:?} p99 {:?} max {:?}",
+        begin.elapsed(),
+        searches[searches.len() / 2],
+        searches[searches.len() * 99 / 100],
+        searches[searches.len() - 1],
+    );
+}
+
+fn counter(metrics: &str, name: &str) -> usize {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+#[tokio::test]
 async fn a_router_that_was_stopped_says_so() {
     let cluster = KadCluster::of(2).await;
     let [stopped, other] = &cluster.0[..] else {
@@ -241,14 +494,7 @@ async fn a_router_that_was_stopped_says_so() {
 async fn an_address_in_use_is_an_error_that_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.81:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let config = kad::Config {
-        listen: vec![address],
-        advertise: vec![address.ip()],
-        registry_port: REGISTRY,
-        data_dir: None,
-        bootstrap: None,
-        resolve_timeout: Duration::from_millis(20),
-    };
+    let config = config(address.ip(), address);
     let metrics = kad::Metrics::new(&prometheus::Registry::new());
 
     let bound = kad::bind(config, metrics, Readiness::new().guard("routing")).await;

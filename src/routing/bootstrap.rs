@@ -2,7 +2,7 @@
 //!
 //! "Nobody else yet" is an answer and not an error: the first node of a cluster must not wait for a second one. Whether
 //! an empty answer may be believed is what [`Found::authoritative`] says. Peer ids are not known beforehand; whoever
-//! answers at the address is asked for his.
+//! answers at the address tells its own.
 
 use std::net::SocketAddr;
 use std::time::Duration;

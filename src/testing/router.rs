@@ -31,7 +31,7 @@ struct State {
 struct Node {
     registry: Vec<SocketAddr>,
     advertised: HashSet<Key>,
-    /// Whom this node does not offer until it hears of him.
+    /// Whom this node does not offer until it hears of them.
     gone: HashSet<PeerId>,
     refusals: Vec<PeerId>,
     lookups: usize,

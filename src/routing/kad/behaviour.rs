@@ -29,7 +29,7 @@ const REPLICATION: NonZeroUsize = NonZeroUsize::new(20).expect("20 is not 0");
 const QUERY: Duration = Duration::from_secs(30);
 
 /// TCP, noise and yamux together. Milliseconds within a cluster; a host that drops packets is not waited for longer.
-const DIAL: Duration = Duration::from_secs(5);
+pub const DIAL: Duration = Duration::from_secs(5);
 
 /// Kademlia keeps no connection alive. At 200 nodes, 5 s of idleness cost twice the CPU of 60 s, because every step of a
 /// lookup dials again; a connection costs 46 KiB (measured).

@@ -1,34 +1,37 @@
 //! The sole owner of the swarm: commands in, events out.
 //!
+//! `events` is what the swarm says and `join` the way into it; the rest is here.
+//!
 //! After every event the loop looks at what is due (`work`), and sleeps until the next thing is. The `select!` is
 //! biased: everything that has arrived is read before a timer may say that nothing came.
+
+mod events;
+mod join;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use libp2p::core::{ConnectedPoint, Endpoint};
-use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult, RecordKey};
-use libp2p::swarm::dial_opts::DialOpts;
-use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, ping};
+use libp2p::kad::{QueryId, RecordKey};
+use libp2p::swarm::ConnectionId;
+use libp2p::{PeerId, Swarm};
+use rand::RngExt;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::addresses::Policy;
-use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL};
-use super::joining::{Awaiting, Joining, Outcome, Round};
+use super::behaviour::Behaviour;
+use super::joining::Joining;
 use super::lookups::Lookups;
 use super::records::{MAX_IN_FLIGHT, Schedule, record_key};
 use super::{Command, Metrics};
 use crate::readiness::Guard;
-use crate::routing::bootstrap::{BootstrapError, Bootstrapper, Found};
+use crate::routing::bootstrap::Bootstrapper;
+use join::Phase;
 
 /// Expired records are hidden by their date; sweeping only gives their memory back.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -40,6 +43,10 @@ const REFRESH: std::ops::Range<Duration> =
 
 /// While nodes come in numbers, buckets are refreshed at most this often, and only when the table has doubled.
 const GROWTH_REFRESH: Duration = Duration::from_secs(60);
+
+/// The first bootstrap takes milliseconds; one that meets a peer that hangs takes libp2p's 10 s for each such peer.
+/// Announcements wait for it no longer than this.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// How long connections are given to close in order. Nothing depends on it.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -77,17 +84,6 @@ pub struct EventLoop {
     own: HashSet<SocketAddr>,
     joining: Joining,
     phase: Phase,
-}
-
-/// Where the way into the swarm stands.
-enum Phase {
-    /// For [`Joining::next`].
-    Waiting,
-    Asking(BoxFuture<'static, Result<Found, BootstrapError>>),
-    Dialing {
-        round: Round,
-        authoritative: bool,
-    },
 }
 
 pub(super) struct Parts {
@@ -132,7 +128,7 @@ impl EventLoop {
             own: parts.own,
             joining: Joining::new(now),
             phase: Phase::Waiting,
-            rng: StdRng::from_rng(&mut rng),
+            rng,
         }
     }
 
@@ -142,7 +138,7 @@ impl EventLoop {
             let wake = self.wake_at();
             let asking = match &mut self.phase {
                 Phase::Asking(answer) => answer.left_future(),
-                Phase::Waiting | Phase::Dialing { .. } => std::future::pending().right_future(),
+                Phase::Waiting | Phase::Dialing(_) => std::future::pending().right_future(),
             };
             tokio::select! {
                 biased;
@@ -197,141 +193,12 @@ impl EventLoop {
                 self.metrics.advertised.set(count(self.schedule.len()));
             }
             Command::Refused(peer) => match peer.as_str().parse::<PeerId>() {
-                // His registry restarts, or his node is closing; while he speaks to us he is not forgotten.
+                // Its registry restarts, or the node is closing. While it speaks to us it is not forgotten.
                 Ok(peer) if self.swarm.is_connected(&peer) => {}
                 Ok(peer) => self.forget(peer, now),
                 Err(_) => debug!(%peer, "refused by somebody who is no peer of this router"),
             },
         }
-    }
-
-    fn observe(&mut self, event: SwarmEvent<BehaviourEvent>) {
-        let now = Instant::now();
-        match event {
-            SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.observe_kad(event, now),
-            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
-                peer_id,
-                info,
-                ..
-            })) => self.identified(peer_id, info),
-            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
-                peer,
-                result: Err(ping::Failure::Timeout),
-                ..
-            })) => {
-                // A host that vanished without a word: nothing else would ever close this connection.
-                debug!(%peer, "peer does not answer pings");
-                let _ = self.swarm.disconnect_peer_id(peer);
-                self.forget(peer, now);
-            }
-            SwarmEvent::Dialing {
-                peer_id: Some(_),
-                connection_id,
-            } => {
-                self.dials.insert(connection_id, now);
-            }
-            SwarmEvent::ConnectionEstablished {
-                peer_id,
-                connection_id,
-                endpoint,
-                ..
-            } => {
-                self.dials.remove(&connection_id);
-                self.swarm.behaviour_mut().kad.store_mut().heard(&peer_id);
-                let addresses = self.connected.entry(peer_id).or_default();
-                if let ConnectedPoint::Dialer { address, .. } = &endpoint {
-                    addresses.extend(self.policy.socket(address));
-                }
-                if let Phase::Dialing { round, .. } = &mut self.phase {
-                    round.reached(connection_id);
-                }
-            }
-            SwarmEvent::ConnectionClosed {
-                peer_id,
-                num_established: 0,
-                ..
-            } => {
-                self.connected.remove(&peer_id);
-            }
-            SwarmEvent::OutgoingConnectionError {
-                peer_id,
-                connection_id,
-                error,
-            } => self.not_reached(peer_id, connection_id, &error, now),
-            SwarmEvent::NewListenAddr { address, .. } => {
-                self.own.extend(self.policy.socket(&address));
-            }
-            _ => {}
-        }
-    }
-
-    fn observe_kad(&mut self, event: kad::Event, now: Instant) {
-        match event {
-            kad::Event::OutboundQueryProgressed {
-                id, result, step, ..
-            } => match result {
-                QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders {
-                    providers, ..
-                })) => self.found(id, providers, now),
-                QueryResult::GetProviders(_) => self.end_lookup(id, now),
-                QueryResult::StartProviding(result) => {
-                    let Some(key) = self.announcing.remove(&id) else {
-                        return;
-                    };
-                    self.metrics.announced(result.is_ok());
-                    match result {
-                        Ok(_) => self.schedule.renewed(&key, now, &mut self.rng),
-                        Err(error) => {
-                            debug!(%error, "key not announced");
-                            self.schedule.failed(&key, now, &mut self.rng);
-                        }
-                    }
-                }
-                QueryResult::Bootstrap(_) if step.last => {
-                    self.settled = true;
-                    self.count_peers(now);
-                }
-                _ => {}
-            },
-            kad::Event::RoutingUpdated { .. } => self.count_peers(now),
-            _ => {}
-        }
-    }
-
-    /// Providers of a key that is looked up. Their addresses are in no event: they are in the query, as long as it runs,
-    /// and in the store, if it was the store that answered.
-    fn found(&mut self, query: QueryId, providers: HashSet<PeerId>, now: Instant) {
-        let me = *self.swarm.local_peer_id();
-        let kad = &mut self.swarm.behaviour_mut().kad;
-        for provider in providers {
-            if provider == me
-                || !self.lookups.wants(query, &provider)
-                || kad.store_mut().is_gone(&provider, now)
-            {
-                continue;
-            }
-            // Asks kad where it would dial; no dial happens.
-            let mut addresses = kad
-                .handle_pending_outbound_connection(
-                    ConnectionId::new_unchecked(0),
-                    Some(provider),
-                    &[],
-                    Endpoint::Dialer,
-                )
-                .unwrap_or_default();
-            addresses.extend_from_slice(kad.store_mut().addresses(&provider));
-            let mut registry: Vec<SocketAddr> = Vec::new();
-            for address in addresses.iter().filter_map(|a| self.policy.socket(a)) {
-                let address = SocketAddr::new(address.ip(), self.registry_port);
-                if !registry.contains(&address) {
-                    registry.push(address);
-                }
-            }
-            if !registry.is_empty() {
-                self.lookups.found(query, provider, registry, now);
-            }
-        }
-        self.lookups.answered(query, now);
     }
 
     fn end_lookup(&mut self, query: QueryId, now: Instant) {
@@ -343,64 +210,7 @@ impl EventLoop {
         }
     }
 
-    fn identified(&mut self, peer: PeerId, info: identify::Info) {
-        if !info.protocols.contains(&KAD_PROTOCOL) {
-            warn!(
-                %peer, agent = info.agent_version,
-                "what answers at a bootstrap address does not speak {KAD_PROTOCOL}",
-            );
-            self.joining.met_stranger();
-            let _ = self.swarm.disconnect_peer_id(peer);
-            return;
-        }
-        let kad = &mut self.swarm.behaviour_mut().kad;
-        kad.store_mut().heard(&peer);
-        for address in info
-            .listen_addrs
-            .into_iter()
-            .take(super::store::MAX_ADDRESSES)
-        {
-            if let Some(socket) = self.policy.socket(&address) {
-                self.connected.entry(peer).or_default().insert(socket);
-                kad.add_address(&peer, address);
-            }
-        }
-    }
-
-    fn not_reached(
-        &mut self,
-        peer: Option<PeerId>,
-        connection: ConnectionId,
-        error: &DialError,
-        now: Instant,
-    ) {
-        self.dials.remove(&connection);
-        let ourselves = match error {
-            DialError::LocalPeerId { address } => self.policy.socket(address),
-            _ => None,
-        };
-        self.own.extend(ourselves);
-        if let Phase::Dialing { round, .. } = &mut self.phase {
-            if ourselves.is_some() {
-                round.ourselves(connection);
-            } else if round.refused(connection) {
-                debug!(%error, "a bootstrap address was not reached");
-            }
-        }
-        let unreachable = matches!(
-            error,
-            // Somebody else at his address: he was restarted under a new name, or moved.
-            DialError::Transport(_) | DialError::WrongPeerId { .. } | DialError::LocalPeerId { .. }
-        );
-        if let Some(peer) = peer
-            && unreachable
-            && !self.swarm.is_connected(&peer)
-        {
-            self.forget(peer, now);
-        }
-    }
-
-    /// Forgets a peer until he is next heard of.
+    /// Forgets a peer until it is next heard of.
     fn forget(&mut self, peer: PeerId, now: Instant) {
         let kad = &mut self.swarm.behaviour_mut().kad;
         kad.remove_peer(&peer);
@@ -456,23 +266,16 @@ impl EventLoop {
             self.swarm.behaviour_mut().kad.store_mut().sweep(now);
         }
         if self.refresh_at <= now {
-            self.refresh(now);
+            self.refresh_at = now + self.rng.random_range(REFRESH);
+            if self.table > 0 {
+                self.refresh(now);
+            }
         }
-        if let Phase::Dialing {
-            round,
-            authoritative,
-        } = &self.phase
-            && let Some(outcome) = round.outcome(*authoritative)
-        {
-            self.round_over(outcome, now);
+        if self.settle_at().is_some_and(|at| at <= now) {
+            self.settled = true;
+            self.count_peers(now);
         }
-        if let (Phase::Waiting, Some(bootstrapper)) = (&self.phase, &self.bootstrapper)
-            && self.joining.next() <= now
-        {
-            let bootstrapper = bootstrapper.clone();
-            let own: Vec<SocketAddr> = self.own.iter().copied().collect();
-            self.phase = Phase::Asking(async move { bootstrapper.find(&own).await }.boxed());
-        }
+        self.join(now);
     }
 
     /// Everything that arrived has been read, and it is `now`.
@@ -508,78 +311,21 @@ impl EventLoop {
         }
     }
 
+    /// When a first bootstrap that hangs is no longer waited for.
+    fn settle_at(&self) -> Option<Instant> {
+        let (began, _) = self.refreshed.filter(|_| !self.settled)?;
+        Some(began + SETTLE)
+    }
+
     fn wake_at(&self) -> Instant {
         let dials: Vec<Instant> = self.dials.values().copied().collect();
         let announce = self.schedule.next().filter(|_| self.can_announce());
         let join = (matches!(self.phase, Phase::Waiting) && self.bootstrapper.is_some())
             .then(|| self.joining.next());
-        [self.lookups.next(&dials), announce, join]
+        [self.lookups.next(&dials), announce, join, self.settle_at()]
             .into_iter()
             .flatten()
             .fold(self.sweep_at.min(self.refresh_at), Instant::min)
-    }
-
-    fn try_candidates(&mut self, found: Result<Found, BootstrapError>) {
-        let now = Instant::now();
-        let found = match found {
-            Ok(found) => found,
-            Err(error) => {
-                if let Some(guard) = &self.readiness {
-                    guard.because(&error);
-                }
-                debug!(%error, "no answer to whom to join");
-                self.round_over(Outcome::NoAnswer, now);
-                return;
-            }
-        };
-        let mut round = Round::default();
-        for candidate in found.candidates {
-            let socket = self.policy.socket(&candidate);
-            if socket.is_some_and(|s| self.connected.values().any(|at| at.contains(&s))) {
-                round.is_reached();
-                continue;
-            }
-            match self.dial(candidate) {
-                Ok(connection) => round.dials(connection),
-                Err(error) => {
-                    debug!(%error, "a bootstrap address was not dialed");
-                    round.is_refused();
-                }
-            }
-        }
-        self.phase = Phase::Dialing {
-            round,
-            authoritative: found.authoritative,
-        };
-    }
-
-    fn dial(&mut self, address: Multiaddr) -> Result<ConnectionId, DialError> {
-        let options = DialOpts::unknown_peer_id().address(address).build();
-        let connection = options.connection_id();
-        self.swarm.dial(options)?;
-        Ok(connection)
-    }
-
-    fn round_over(&mut self, outcome: Outcome, now: Instant) {
-        self.phase = Phase::Waiting;
-        let awaiting = self.joining.over(outcome, self.table, now, &mut self.rng);
-        match awaiting {
-            Awaiting::Nobody => {
-                if self.readiness.take().is_some() && self.table == 0 {
-                    info!(?outcome, "no other node is there yet");
-                }
-            }
-            // What is known of the error was told already.
-            Awaiting::AnAnswer => {}
-            Awaiting::APeer => {
-                if let Some(guard) = &self.readiness {
-                    guard.because(match outcome {
-                        Outcome::Refused => "other nodes do not accept connections",
-                        _ => "connecting to other nodes",
-                    });
-                }
-            }
-        }
     }
 }
 

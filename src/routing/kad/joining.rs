@@ -32,7 +32,7 @@ pub enum Outcome {
     NobodyElse,
     /// Everybody who was tried refused.
     Refused,
-    /// Somebody is connected; he is in the routing table as soon as he has said who he is.
+    /// Somebody is connected, and in the routing table as soon as it has said who it is.
     Reached,
 }
 

@@ -4,8 +4,8 @@
 //! ends nothing. Nothing is remembered after its end, found or not, because a pull asks for the same key once.
 //!
 //! A search ends with its query, or at [`CAP`], or when it has gone quiet: somebody has answered, no connection is being
-//! opened for it, and nothing more came for a while. Who asks whether it is quiet must have read everything that
-//! arrived before, or takes his own delay for the others' silence.
+//! opened for it, and nothing more came for a while. Whoever asks whether it is quiet must have read everything that
+//! arrived before, or takes its own delay for the others' silence.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -55,7 +55,7 @@ impl Lookups {
         }
     }
 
-    /// Joins the search for `key`, if there is one: the waiter gets what was found and then the rest. Otherwise he is
+    /// Joins the search for `key`, if there is one: the waiter gets what was found and then the rest. Otherwise it is
     /// handed back.
     pub fn join(
         &mut self,
@@ -130,7 +130,7 @@ impl Lookups {
         search.found.push(peer);
     }
 
-    /// Somebody has answered, whatever he knew.
+    /// Somebody has answered, whatever it knew.
     pub fn answered(&mut self, query: QueryId, now: Instant) {
         if let Some(search) = self.searches.get_mut(&query) {
             search.answered = Some(now);

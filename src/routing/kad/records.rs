@@ -225,7 +225,7 @@ mod tests {
         let key = keys(1).remove(0);
 
         schedule.add(key.clone(), now);
-        assert_eq!(schedule.due(now, 10), std::slice::from_ref(&key));
+        assert_eq!(schedule.due(now, 10), keys(1));
         schedule.add(key.clone(), now);
         assert_eq!(schedule.due(now, 10), []);
         schedule.renewed(&key, now, &mut rng);

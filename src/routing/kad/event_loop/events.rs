@@ -1,0 +1,246 @@
+//! What the swarm says, and what follows from it.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use libp2p::core::{ConnectedPoint, Endpoint};
+use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult};
+use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, identify, ping};
+use tracing::{debug, warn};
+
+use super::super::behaviour::{BehaviourEvent, DIAL, KAD_PROTOCOL};
+use super::super::store::{MAX_ADDRESSES, Store};
+use super::EventLoop;
+use super::join::Phase;
+
+impl EventLoop {
+    pub(super) fn observe(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        let now = Instant::now();
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.observe_kad(event, now),
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                info,
+                ..
+            })) => self.identified(peer_id, info),
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
+                peer,
+                result: Err(ping::Failure::Timeout),
+                ..
+            })) => {
+                // A host that vanished without a word: nothing else would ever close this connection.
+                debug!(%peer, "peer does not answer pings");
+                let _ = self.swarm.disconnect_peer_id(peer);
+                self.forget(peer, now);
+            }
+            SwarmEvent::Dialing {
+                peer_id: Some(_),
+                connection_id,
+            } => {
+                self.dials.insert(connection_id, now);
+            }
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => {
+                self.dials.remove(&connection_id);
+                self.swarm.behaviour_mut().kad.store_mut().heard(&peer_id);
+                let addresses = self.connected.entry(peer_id).or_default();
+                if let ConnectedPoint::Dialer { address, .. } = &endpoint {
+                    addresses.extend(self.policy.socket(address));
+                }
+                if let Phase::Dialing(dialing) = &mut self.phase {
+                    dialing.round.reached(connection_id);
+                }
+            }
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                num_established: 0,
+                ..
+            } => {
+                self.connected.remove(&peer_id);
+            }
+            SwarmEvent::OutgoingConnectionError {
+                peer_id,
+                connection_id,
+                error,
+            } => self.not_reached(peer_id, connection_id, &error, now),
+            SwarmEvent::NewListenAddr { address, .. } => {
+                self.own.extend(self.policy.socket(&address));
+            }
+            _ => {}
+        }
+    }
+
+    fn observe_kad(&mut self, event: kad::Event, now: Instant) {
+        match event {
+            kad::Event::OutboundQueryProgressed {
+                id, result, step, ..
+            } => match result {
+                QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders {
+                    providers, ..
+                })) => self.found(id, providers, now),
+                QueryResult::GetProviders(_) => self.end_lookup(id, now),
+                QueryResult::StartProviding(result) => {
+                    let Some(key) = self.announcing.remove(&id) else {
+                        return;
+                    };
+                    self.metrics.announced(result.is_ok());
+                    match result {
+                        Ok(_) => self.schedule.renewed(&key, now, &mut self.rng),
+                        Err(error) => {
+                            debug!(%error, "key not announced");
+                            self.schedule.failed(&key, now, &mut self.rng);
+                        }
+                    }
+                }
+                QueryResult::Bootstrap(_) if step.last => {
+                    self.settled = true;
+                    self.count_peers(now);
+                }
+                _ => {}
+            },
+            kad::Event::RoutingUpdated { .. } => self.count_peers(now),
+            _ => {}
+        }
+    }
+
+    /// Providers of a key that is looked up. Their addresses are in no event: they are in the query, as long as it runs,
+    /// and in the store, if it was the store that answered.
+    fn found(&mut self, query: QueryId, providers: HashSet<PeerId>, now: Instant) {
+        let me = *self.swarm.local_peer_id();
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        for provider in providers {
+            if provider == me
+                || !self.lookups.wants(query, &provider)
+                || kad.store_mut().is_gone(&provider, now)
+            {
+                continue;
+            }
+            // Asks kad where it would dial; no dial happens.
+            let mut addresses = kad
+                .handle_pending_outbound_connection(
+                    ConnectionId::new_unchecked(0),
+                    Some(provider),
+                    &[],
+                    Endpoint::Dialer,
+                )
+                .unwrap_or_default();
+            addresses.extend_from_slice(kad.store_mut().addresses(&provider));
+            let mut registry: Vec<SocketAddr> = Vec::new();
+            for address in addresses.iter().filter_map(|a| self.policy.socket(a)) {
+                let address = SocketAddr::new(address.ip(), self.registry_port);
+                if !registry.contains(&address) {
+                    registry.push(address);
+                }
+            }
+            if !registry.is_empty() {
+                self.lookups.found(query, provider, registry, now);
+            }
+        }
+        self.lookups.answered(query, now);
+    }
+
+    /// A peer has said who it is, where it is, and what it speaks.
+    fn identified(&mut self, peer: PeerId, info: identify::Info) {
+        if !info.protocols.contains(&KAD_PROTOCOL) {
+            // One that we dialed: of one that dialed us we want nothing.
+            if self.connected.get(&peer).is_some_and(|at| !at.is_empty()) {
+                warn!(
+                    %peer, agent = info.agent_version,
+                    "what answers at a bootstrap address does not speak {KAD_PROTOCOL}",
+                );
+                self.joining.met_stranger();
+                // An error says that it is gone already.
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+            return;
+        }
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        kad.store_mut().heard(&peer);
+        let usable: Vec<(Multiaddr, SocketAddr)> = info
+            .listen_addrs
+            .into_iter()
+            .filter_map(|address| self.policy.socket(&address).map(|socket| (address, socket)))
+            .take(MAX_ADDRESSES)
+            .collect();
+        if usable.is_empty() {
+            return;
+        }
+        for (address, _) in &usable {
+            kad.add_address(&peer, address.clone());
+        }
+        // It may have moved: another peer would be asked in its name where it was.
+        for old in table_addresses(kad, peer) {
+            let socket = self.policy.socket(&old);
+            if !usable.iter().any(|(_, new)| Some(*new) == socket) {
+                kad.remove_address(&peer, &old);
+            }
+        }
+        // The connection may be closed already; and who tells new addresses for ever is listened to for a while.
+        if let Some(at) = self.connected.get_mut(&peer)
+            && at.len() < 4 * MAX_ADDRESSES
+        {
+            at.extend(usable.into_iter().map(|(_, socket)| socket));
+        }
+    }
+
+    fn not_reached(
+        &mut self,
+        peer: Option<PeerId>,
+        connection: ConnectionId,
+        error: &DialError,
+        now: Instant,
+    ) {
+        let begun = self.dials.remove(&connection);
+        let ourselves = match error {
+            DialError::LocalPeerId { address } => self.policy.socket(address),
+            _ => None,
+        };
+        self.own.extend(ourselves);
+        if let Phase::Dialing(dialing) = &mut self.phase {
+            if ourselves.is_some() {
+                dialing.round.ourselves(connection);
+            } else if dialing.round.refused(connection) {
+                debug!(%error, "a bootstrap address was not reached");
+            }
+        }
+        let refused = match error {
+            // A host without power and one that has too much to do look alike; to take the one for the other would hide
+            // what the busy one holds from everybody who asks us. It is not gone, only not worth asking.
+            DialError::Transport(_) if begun.is_some_and(|at| now.duration_since(at) >= DIAL) => {
+                false
+            }
+            // Somebody else at its address: it was restarted under a new name, or moved.
+            DialError::Transport(_)
+            | DialError::WrongPeerId { .. }
+            | DialError::LocalPeerId { .. } => true,
+            _ => return,
+        };
+        if let Some(peer) = peer
+            && !self.swarm.is_connected(&peer)
+        {
+            debug!(%peer, %error, refused, "peer was not reached");
+            if refused {
+                self.forget(peer, now);
+            } else {
+                self.swarm.behaviour_mut().kad.remove_peer(&peer);
+                self.count_peers(now);
+            }
+        }
+    }
+}
+
+fn table_addresses(kad: &mut kad::Behaviour<Store>, peer: PeerId) -> Vec<Multiaddr> {
+    let Some(bucket) = kad.kbucket(peer) else {
+        return Vec::new();
+    };
+    let entry = bucket
+        .iter()
+        .find(|entry| *entry.node.key.preimage() == peer);
+    entry.map_or_else(Vec::new, |entry| entry.node.value.iter().cloned().collect())
+}
