@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[allow(dead_code, reason = "the tests use more of the lab than the demo")]
 mod lab;
 
+use lab::process::eventually;
 use lab::{Image, ImageSpec, Lab, Node, NodeOptions};
 
 /// Large enough that sharing shows, small enough that nobody waits: 60 MB.
@@ -88,6 +89,10 @@ async fn tell() -> Result<()> {
     lab.stop_registry().await?;
     step.done("the registry is gone; only the nodes have the image now");
 
+    let step = Step::begin("Waiting until the other nodes know who has it");
+    let took = until_known(&nodes[1..], &image).await?;
+    step.done(&format!("known to them {took:.1?} later"));
+
     rows.push(pull(&nodes[1], "by tag", &by_tag, &image).await?);
     rows.push(pull(&nodes[2], "by digest", &by_digest, &image).await?);
 
@@ -134,39 +139,44 @@ struct Row {
     ip: Ipv4Addr,
     how: &'static str,
     took: Duration,
-    tries: u32,
     from_registry: u64,
     from_peers: u64,
 }
 
-/// Pulls over the CRI, with a second and third try as kubelet would make them: what a node has just got is known to the
-/// others only a moment later.
+/// Returns when every other node finds the image. A pull that comes before is no harm with a registry behind it; here
+/// it would fail.
+async fn until_known(nodes: &[Node], image: &Image) -> Result<Duration> {
+    const SOON: Duration = Duration::from_secs(10);
+    let begun = Instant::now();
+    let registry = image.reference();
+    let registry = registry.split('/').next().unwrap_or_default();
+    let path = |of: &str| format!("/v2/{}/manifests/{of}?ns={registry}", image.name());
+    for (node, reference) in nodes.iter().zip([image.tag(), &image.top().digest]) {
+        eventually("the image being found", SOON, async || {
+            let answer = node.http_get(&path(reference)).await?;
+            Ok(answer.status.is_success().then_some(()))
+        })
+        .await?;
+    }
+    Ok(begun.elapsed())
+}
+
+/// Pulls over the CRI, as the kubelet does.
 async fn pull(node: &Node, how: &'static str, reference: &str, image: &Image) -> Result<Row> {
-    const TRIES: u32 = 5;
-    const PAUSE: Duration = Duration::from_secs(1);
-    let step = Step::begin_bytes(
-        &format!("{} pulls {how}", node.name()),
-        image.pulled_bytes(),
-    );
-    let mut tries = 1;
-    let pulled = loop {
-        match step.watch(node, node.cri_pull(reference)).await {
-            Ok(pulled) => break pulled,
-            Err(error) if tries == TRIES => return Err(error),
-            Err(_) => tries += 1,
-        }
-        tokio::time::sleep(PAUSE).await;
-    };
+    let name = node.name();
+    let step = Step::begin_bytes(&format!("{name} pulls {how}"), image.pulled_bytes());
+    let before = node.metric(MIRROR_BYTES, &[("source", "peer")]).await?;
+    let pulled = step.watch(node, node.cri_pull(reference)).await?;
+    let after = node.metric(MIRROR_BYTES, &[("source", "peer")]).await?;
     let row = Row {
-        node: node.name().to_owned(),
+        node: name.to_owned(),
         ip: node.ip(),
         how,
         took: pulled.took,
-        tries,
         from_registry: 0,
-        from_peers: node.metric(MIRROR_BYTES, &[("source", "peer")]).await? as u64,
+        from_peers: (after - before) as u64,
     };
-    step.done(&format!("{} pulled {how} in {:.1?}", row.node, row.took));
+    step.done(&format!("{name} pulled {how} in {:.1?}", row.took));
     Ok(row)
 }
 
@@ -190,16 +200,12 @@ fn table(rows: &[Row]) {
     );
     for row in rows {
         println!(
-            "{:<6}{:<12}{:>9.2}{:>16}{:>18}{}",
+            "{:<6}{:<12}{:>9.2}{:>16}{:>18}",
             row.node,
             row.how,
             row.took.as_secs_f64(),
             DecimalBytes(row.from_registry).to_string(),
             DecimalBytes(row.from_peers).to_string(),
-            match row.tries {
-                1 => String::new(),
-                tries => format!("  (at try {tries})"),
-            }
         );
     }
     println!();

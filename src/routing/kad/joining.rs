@@ -16,8 +16,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest such pause. A lone node asks its name server six times a minute.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// The pause once somebody is known. A partition that is over is healed after this long, for three dials each time.
-const STEADY: std::ops::Range<Duration> = Duration::from_secs(25)..Duration::from_secs(35);
+/// The first pause once somebody is known. Nodes that start together find each other before the name server knows them
+/// all, and would be islands until the next round.
+const FIRST_STEADY: Duration = Duration::from_secs(1);
+
+/// The longest such pause. A partition that is over is healed after this long, for three dials each time.
+const STEADY: Duration = Duration::from_secs(30);
 
 /// After so many rounds in which nobody could be reached, the node serves what it has: the addresses may all be of nodes
 /// that wait for each other.
@@ -95,7 +99,10 @@ impl Round {
 #[derive(Debug)]
 pub struct Joining {
     next: Instant,
+    /// The next pause while nobody is known.
     pause: Duration,
+    /// The next pause while somebody is.
+    steady: Duration,
     refused: u32,
     /// Somebody was reached who does not speak our protocol.
     stranger: bool,
@@ -106,6 +113,7 @@ impl Joining {
         Self {
             next: now,
             pause: FIRST_PAUSE,
+            steady: FIRST_STEADY,
             refused: 0,
             stranger: false,
         }
@@ -122,6 +130,7 @@ impl Joining {
     /// The last peer was lost: no steady pause is waited out.
     pub fn alone_again(&mut self, now: Instant) {
         self.pause = FIRST_PAUSE;
+        self.steady = FIRST_STEADY;
         self.next = self.next.min(now + FIRST_PAUSE);
     }
 
@@ -135,10 +144,10 @@ impl Joining {
     ) -> Awaiting {
         if peers > 0 {
             self.pause = FIRST_PAUSE;
-            self.next = now + rng.random_range(STEADY);
+            self.next = now + jittered(self.steady, rng);
+            self.steady = (self.steady * 2).min(STEADY);
         } else {
-            // Half of it at random, so that nodes that failed together do not come back together.
-            self.next = now + rng.random_range(self.pause / 2..self.pause);
+            self.next = now + jittered(self.pause, rng);
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         }
         let outcome = match outcome {
@@ -159,6 +168,11 @@ impl Joining {
             Outcome::Refused | Outcome::Reached => Awaiting::APeer,
         }
     }
+}
+
+/// Half of it at random, so that nodes that failed or started together do not come back together.
+fn jittered(pause: Duration, rng: &mut impl Rng) -> Duration {
+    rng.random_range(pause / 2..pause)
 }
 
 /// For what readiness waits after a round.
@@ -263,8 +277,13 @@ mod tests {
         assert!(pauses[0] < FIRST_PAUSE && pauses[0] >= FIRST_PAUSE / 2);
         assert!(pauses[11] < LONGEST_PAUSE && pauses[11] >= LONGEST_PAUSE / 2);
 
-        joining.over(Reached, 1, now, &mut rng);
-        assert!(STEADY.contains(&(joining.next() - now)));
+        let mut steady = Vec::new();
+        for _ in 0..8 {
+            joining.over(Reached, 1, now, &mut rng);
+            steady.push(joining.next() - now);
+        }
+        assert!(steady[0] < FIRST_STEADY && steady[0] >= FIRST_STEADY / 2);
+        assert!(steady[7] < STEADY && steady[7] >= STEADY / 2);
         joining.alone_again(now);
         assert_eq!(joining.next(), now + FIRST_PAUSE);
     }
