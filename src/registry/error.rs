@@ -6,6 +6,7 @@ use axum::response::Response;
 use oci_spec::distribution::{ErrorCode, ErrorInfoBuilder, ErrorResponseBuilder};
 
 use crate::mirror::FetchError;
+use crate::oci::ReferenceError;
 use crate::oci::distribution::PathError;
 
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +63,11 @@ impl Error {
                 (StatusCode::NOT_FOUND, ErrorCode::Unsupported)
             }
             Error::Path(PathError::Name(_)) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
-            Error::Path(PathError::Reference(_)) => {
+            Error::Path(PathError::Reference(ReferenceError::Digest(_))) => {
                 (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid)
+            }
+            Error::Path(PathError::Reference(_)) => {
+                (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid)
             }
             Error::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
             Error::RequestBody => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),

@@ -1,0 +1,546 @@
+//! The registry port as containerd and peers see it: whole nodes in one process, with fakes behind the seams.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peili::mirror::{self, Mirror};
+use peili::oci::{Digest, ImageName, Key, TagName};
+use peili::readiness::Readiness;
+use peili::registry::{self, Registry};
+use peili::routing::Router as _;
+use peili::server::Server;
+use peili::shutdown::Shutdown;
+use peili::testing::content::FakeStore;
+use peili::testing::noise;
+use peili::testing::peer::FakePeer;
+use peili::testing::router::{FakeRouter, FakeSwarm};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[]}"#;
+
+/// A node: its store, its place in the swarm, and its registry's address.
+struct Node {
+    store: FakeStore,
+    router: FakeRouter,
+    readiness: Readiness,
+    address: SocketAddr,
+    metrics: prometheus::Registry,
+    shutdown: Shutdown,
+}
+
+impl Node {
+    async fn in_swarm(swarm: &FakeSwarm) -> Self {
+        Self::mirroring(swarm, None).await
+    }
+
+    async fn mirroring(swarm: &FakeSwarm, mirrored: Option<&[&str]>) -> Self {
+        let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await;
+        let server = server.unwrap();
+        let address = server.local_addr().unwrap();
+        let (store, router) = (FakeStore::default(), swarm.join(address));
+        let (readiness, metrics) = (Readiness::new(), prometheus::Registry::new());
+        let routes = registry::router(Registry {
+            store: Arc::new(store.clone()),
+            mirror: Mirror::new(
+                Arc::new(router.clone()),
+                mirror::Config { retries: 3 },
+                mirror::Metrics::new(&metrics),
+            ),
+            readiness: readiness.clone(),
+            metrics: registry::access::Metrics::new(&metrics),
+            mirrored: mirrored
+                .map(|hosts| Arc::new(hosts.iter().map(|host| (*host).to_string()).collect())),
+        });
+        let shutdown = Shutdown::new();
+        shutdown.spawn(server.run(routes, shutdown.clone()));
+        Self {
+            store,
+            router,
+            readiness,
+            address,
+            metrics,
+            shutdown,
+        }
+    }
+
+    /// Holds a blob, and the swarm knows.
+    async fn hold(&self, bytes: impl Into<bytes::Bytes>) -> Digest {
+        let digest = self.store.add_blob(bytes);
+        let key = Key::Content(digest.clone());
+        self.router.advertise(vec![key]).await.unwrap();
+        digest
+    }
+
+    async fn hold_tag(&self, tag: &TagName, manifest: &Digest) {
+        self.store.tag(tag, manifest);
+        let key = Key::Tag(tag.clone());
+        self.router.advertise(vec![key]).await.unwrap();
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, &[]).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let headers: String = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+        self.send(request.as_bytes()).await
+    }
+
+    /// Everything that comes back until the FIN; a reset fails the test.
+    async fn send(&self, request: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut received = Vec::new();
+        let read = stream.read_to_end(&mut received);
+        let read = tokio::time::timeout(Duration::from_secs(20), read).await;
+        read.expect("an end").expect("a FIN, not a reset");
+        Answer::of(received)
+    }
+
+    fn count(&self, name: &str, source: &str) -> u64 {
+        let families = self.metrics.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        let metrics = family.map(|family| family.get_metric()).unwrap_or_default();
+        let is_of = |metric: &&prometheus::proto::Metric| {
+            let labels = metric.get_label();
+            labels.is_empty() || labels.iter().any(|label| label.value() == source)
+        };
+        let values = metrics.iter().filter(is_of);
+        values
+            .map(|metric| metric.get_counter().get_value() as u64)
+            .sum()
+    }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn of(received: Vec<u8>) -> Self {
+        let end = received.windows(4).position(|window| window == b"\r\n\r\n");
+        let end = end.unwrap_or_else(|| panic!("no head in {} bytes", received.len()));
+        let head = String::from_utf8(received[..end].to_vec()).unwrap();
+        Self {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            head,
+            body: received[end + 4..].to_vec(),
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    /// The OCI error code of the body.
+    fn code(&self) -> String {
+        let json: serde_json::Value = serde_json::from_slice(&self.body).expect("an OCI body");
+        json["errors"][0]["code"]
+            .as_str()
+            .expect("a code")
+            .to_string()
+    }
+}
+
+fn tag(name: &str) -> TagName {
+    let name: ImageName = name.parse().unwrap();
+    name.tag.unwrap()
+}
+
+#[tokio::test]
+async fn a_blob_is_served_from_here_whole_and_in_parts() {
+    let node = Node::in_swarm(&FakeSwarm::new()).await;
+    let blob = noise(300_000, 1);
+    let digest = node.hold(blob.clone()).await;
+    let path = format!("/v2/app/blobs/{digest}?ns=registry.test");
+
+    let whole = node.get(&path).await;
+
+    assert_eq!(whole.status, 200);
+    assert_eq!(whole.header("content-length"), Some("300000"));
+    assert_eq!(
+        whole.header("content-type"),
+        Some("application/octet-stream")
+    );
+    assert_eq!(whole.header("docker-content-digest"), Some(digest.as_str()));
+    assert_eq!(whole.header("accept-ranges"), Some("bytes"));
+    assert_eq!(whole.header("oci-namespace"), Some("registry.test"));
+    assert_eq!(whole.header("content-encoding"), None);
+    assert!(whole.body == blob);
+
+    for (range, status, content_range, start, end) in [
+        ("bytes=0-", 206, Some("bytes 0-299999/300000"), 0, 300_000),
+        ("bytes=5-9", 206, Some("bytes 5-9/300000"), 5, 10),
+        (
+            "bytes=-1",
+            206,
+            Some("bytes 299999-299999/300000"),
+            299_999,
+            300_000,
+        ),
+        ("bytes=9-5", 200, None, 0, 300_000),
+        ("bytes=x", 200, None, 0, 300_000),
+        ("bytes=0-1,5-6", 200, None, 0, 300_000),
+    ] {
+        let part = node.ask("GET", &path, &[("range", range)]).await;
+
+        assert_eq!(
+            (part.status, part.header("content-range")),
+            (status, content_range),
+            "{range}"
+        );
+        assert!(part.body == blob[start..end], "{range}");
+    }
+    let beyond = node.ask("GET", &path, &[("range", "bytes=300000-")]).await;
+    assert_eq!(beyond.status, 416);
+    assert_eq!(beyond.header("content-range"), Some("bytes */300000"));
+}
+
+#[tokio::test]
+async fn an_empty_blob_is_a_blob() {
+    let swarm = FakeSwarm::new();
+    let (holder, asker) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let digest = holder.hold("").await;
+    for node in [&holder, &asker] {
+        let answer = node.get(&format!("/v2/app/blobs/{digest}")).await;
+
+        assert_eq!(
+            (answer.status, answer.header("content-length")),
+            (200, Some("0"))
+        );
+        assert!(answer.body.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_head_is_the_get_without_its_body() {
+    let swarm = FakeSwarm::new();
+    let (holder, asker) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let blob = holder.hold(noise(1000, 1)).await;
+    let manifest = holder.hold(MANIFEST).await;
+    holder
+        .hold_tag(&tag("registry.test/app:v1"), &manifest)
+        .await;
+    for node in [&holder, &asker] {
+        for path in [
+            format!("/v2/app/blobs/{blob}?ns=registry.test"),
+            format!("/v2/app/manifests/{manifest}?ns=registry.test"),
+            "/v2/app/manifests/v1?ns=registry.test".to_string(),
+            format!("/v2/app/blobs/{}", Digest::sha256(b"nothing")),
+            "/v2/app/manifests/v2?ns=registry.test".to_string(),
+        ] {
+            let (get, head) = (node.get(&path).await, node.ask("HEAD", &path, &[]).await);
+
+            let without_date = |answer: &Answer| {
+                let lines = answer.head.lines().map(str::to_lowercase);
+                let mut lines: Vec<_> = lines.filter(|line| !line.starts_with("date:")).collect();
+                lines.sort();
+                lines
+            };
+            assert_eq!(without_date(&get), without_date(&head), "{path}");
+            assert!(head.body.is_empty(), "{path}");
+            let length = get.header("content-length").unwrap().parse::<usize>();
+            assert_eq!(length.unwrap(), get.body.len(), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_says_what_it_is_by_tag_and_by_digest() {
+    let swarm = FakeSwarm::new();
+    let (holder, asker) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let manifest = holder.hold(MANIFEST).await;
+    holder
+        .hold_tag(&tag("docker.io/library/app:v1"), &manifest)
+        .await;
+    for node in [&holder, &asker] {
+        for reference in ["v1", manifest.as_str()] {
+            let path = format!("/v2/library/app/manifests/{reference}?ns=docker.io");
+            let answer = node.get(&path).await;
+
+            assert_eq!(answer.status, 200, "{path}");
+            let content_type = answer.header("content-type");
+            assert_eq!(
+                content_type,
+                Some("application/vnd.oci.image.manifest.v1+json")
+            );
+            assert_eq!(
+                answer.header("docker-content-digest"),
+                Some(manifest.as_str())
+            );
+            assert_eq!(answer.body, MANIFEST.as_bytes());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_digest_is_looked_up_without_a_registry_and_a_tag_is_not() {
+    let swarm = FakeSwarm::new();
+    let (holder, asker) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let manifest = holder.hold(MANIFEST).await;
+    holder
+        .hold_tag(&tag("registry.test/app:v1"), &manifest)
+        .await;
+
+    let digest = asker.get(&format!("/v2/app/manifests/{manifest}")).await;
+    let tag = asker.get("/v2/app/manifests/v1").await;
+
+    assert_eq!(digest.status, 200);
+    assert_eq!((tag.status, tag.code().as_str()), (404, "MANIFEST_UNKNOWN"));
+}
+
+#[tokio::test]
+async fn a_tag_is_answered_only_if_its_manifest_can_be_had() {
+    let swarm = FakeSwarm::new();
+    let (holder, asker) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let gone = Digest::sha256(b"collected");
+    holder.hold_tag(&tag("registry.test/app:v1"), &gone).await;
+    for node in [&holder, &asker] {
+        for method in ["HEAD", "GET"] {
+            let path = "/v2/app/manifests/v1?ns=registry.test";
+            assert_eq!(node.ask(method, path, &[]).await.status, 404, "{method}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peers_request_goes_no_further() {
+    let swarm = FakeSwarm::new();
+    let (holder, asked) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let blob = holder.hold("blob").await;
+    let path = format!("/v2/app/blobs/{blob}?ns=registry.test");
+
+    let answer = asked
+        .ask("GET", &path, &[("X-Spegel-Mirrored", "true")])
+        .await;
+
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (404, "BLOB_UNKNOWN")
+    );
+    assert_eq!(asked.router.lookups(), 0);
+    assert_eq!(asked.get(&path).await.status, 200);
+}
+
+#[tokio::test]
+async fn only_mirrored_registries_are_looked_up() {
+    let swarm = FakeSwarm::new();
+    let holder = Node::in_swarm(&swarm).await;
+    let asker = Node::mirroring(&swarm, Some(&["docker.io"])).await;
+    let blob = holder.hold("blob").await;
+
+    let path = |ns| format!("/v2/app/blobs/{blob}?ns={ns}");
+
+    assert_eq!(asker.get(&path("docker.io")).await.status, 200);
+    assert_eq!(asker.get(&path("ghcr.io")).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_reached_is_no_reason_to_fail() {
+    let swarm = FakeSwarm::new();
+    let (holder, asker) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let blob = holder.hold("blob").await;
+    asker.store.set_unreachable(true);
+
+    let answer = asker.get(&format!("/v2/app/blobs/{blob}")).await;
+
+    assert_eq!(answer.body, b"blob");
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_off_ends_short_with_a_fin() {
+    let node = Node::in_swarm(&FakeSwarm::new()).await;
+    let digest = node.hold(noise(300_000, 1)).await;
+    node.store.truncate(&digest, 200_000);
+
+    let answer = node.get(&format!("/v2/app/blobs/{digest}")).await;
+
+    assert_eq!(answer.header("content-length"), Some("300000"));
+    assert_eq!(answer.body.len(), 200_000, "every byte that there is");
+    assert_eq!(node.count("peili_mirror_requests_total", "failed"), 1);
+}
+
+#[tokio::test]
+async fn a_blob_that_cannot_be_read_at_all_is_fetched_elsewhere() {
+    let swarm = FakeSwarm::new();
+    let (holder, asker) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let digest = holder.hold("whole").await;
+    asker.store.add_blob("whole");
+    asker.store.truncate(&digest, 0);
+
+    let answer = asker.get(&format!("/v2/app/blobs/{digest}")).await;
+
+    assert_eq!(
+        (answer.status, answer.body.as_slice()),
+        (200, &b"whole"[..])
+    );
+}
+
+#[tokio::test]
+async fn when_the_last_peer_dies_the_body_ends_with_a_fin_and_the_retry_is_a_404() {
+    let swarm = FakeSwarm::new();
+    let asker = Node::in_swarm(&swarm).await;
+    let blob = noise(1_000_000, 1);
+    let digest = Digest::sha256(&blob);
+    let peer = FakePeer::serving(blob).ending_after(400_000).spawn().await;
+    let router = swarm.join(peer.peer().registry[0]);
+    router.advertise(vec![digest.clone().into()]).await.unwrap();
+    let path = format!("/v2/app/blobs/{digest}?ns=registry.test");
+
+    let cut = asker.get(&path).await;
+
+    assert_eq!(cut.header("content-length"), Some("1000000"));
+    assert!(cut.body.len() >= 400_000, "{} bytes", cut.body.len());
+    drop(peer);
+    let range = format!("bytes={}-", cut.body.len());
+    let retry = asker.ask("GET", &path, &[("range", &range)]).await;
+    assert_eq!(retry.status, 404);
+}
+
+#[tokio::test]
+async fn what_is_no_request_of_ours_is_refused_with_a_reason() {
+    let node = Node::in_swarm(&FakeSwarm::new()).await;
+    let digest = Digest::sha256(b"x");
+    let long = format!("/v2/{}/manifests/v1?ns=a.b", "a/".repeat(200));
+    for (method, path, status, code) in [
+        ("GET", "/", 404, "UNSUPPORTED"),
+        ("GET", "/v1/app", 404, "UNSUPPORTED"),
+        ("GET", "/v2/_catalog", 404, "UNSUPPORTED"),
+        ("GET", "/v2/app/tags/list", 404, "UNSUPPORTED"),
+        ("GET", "/v2/App/manifests/v1?ns=a.b", 400, "NAME_INVALID"),
+        ("GET", "/v2/app/manifests/v1?ns=a%20b", 400, "NAME_INVALID"),
+        ("GET", "/v2/app/manifests/-?ns=a.b", 400, "MANIFEST_INVALID"),
+        ("GET", "/v2/app/blobs/sha256:123", 400, "DIGEST_INVALID"),
+        (
+            "GET",
+            "/v2/app/blobs/sha256:..%2f..%2fetc%2fpasswd",
+            400,
+            "DIGEST_INVALID",
+        ),
+        ("GET", &long, 400, "NAME_INVALID"),
+        ("PUT", "/v2/app/manifests/v1", 405, "UNSUPPORTED"),
+        ("POST", "/v2/app/blobs/uploads/", 405, "UNSUPPORTED"),
+        (
+            "DELETE",
+            &format!("/v2/app/blobs/{digest}"),
+            405,
+            "UNSUPPORTED",
+        ),
+        ("PUT", "/v2/", 405, "UNSUPPORTED"),
+    ] {
+        let answer = node.ask(method, path, &[]).await;
+
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (status, code),
+            "{method} {path}"
+        );
+    }
+    assert_eq!(
+        node.count("peili_mirror_requests_total", "miss"),
+        0,
+        "not counted"
+    );
+}
+
+#[tokio::test]
+async fn a_request_with_a_body_gets_its_answer_and_no_reset() {
+    let node = Node::in_swarm(&FakeSwarm::new()).await;
+    let path = format!("/v2/app/blobs/{}", Digest::sha256(b"x"));
+    let mut request =
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 50000\r\n\r\n").into_bytes();
+    request.extend(vec![b'x'; 50_000]);
+
+    let answer = node.send(&request).await;
+
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.header("connection"), Some("close"));
+}
+
+#[tokio::test]
+async fn the_probes_say_what_is_awaited() {
+    let node = Node::in_swarm(&FakeSwarm::new()).await;
+    let guard = node.readiness.guard("routing");
+    guard.because("looking for other nodes");
+
+    let unready = node.get("/readyz").await;
+    assert_eq!(unready.status, 503);
+    let body = String::from_utf8(unready.body).unwrap();
+    assert_eq!(body, "awaiting routing: looking for other nodes\n");
+    assert_eq!(node.get("/livez").await.status, 200);
+
+    drop(guard);
+    assert_eq!(node.get("/readyz").await.status, 200);
+    assert_eq!(node.get("/v2/").await.status, 200);
+    assert_eq!(node.get("/v2").await.status, 200);
+}
+
+#[tokio::test]
+async fn requests_and_bytes_are_counted_by_source() {
+    let swarm = FakeSwarm::new();
+    let (holder, asker) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    let there = holder.hold(noise(70_000, 1)).await;
+    let here = asker.hold(noise(50_000, 2)).await;
+    let nowhere = Digest::sha256(b"nowhere");
+    for digest in [&there, &here, &here, &nowhere] {
+        asker.get(&format!("/v2/app/blobs/{digest}")).await;
+    }
+
+    for (source, requests, bytes) in [("peer", 1, 70_000), ("local", 2, 100_000), ("miss", 1, 0)] {
+        let counted = asker.count("peili_mirror_requests_total", source);
+        assert_eq!(counted, requests, "{source}");
+        let counted = asker.count("peili_mirror_bytes_total", source);
+        assert_eq!(counted, bytes, "{source}");
+    }
+    assert_eq!(holder.count("peili_upload_requests_total", "local"), 1);
+    assert_eq!(holder.count("peili_upload_bytes_total", ""), 70_000);
+}
+
+/// Flow 1 in one process: what the store holds is what the swarm is told.
+#[tokio::test]
+async fn the_cluster_is_told_what_the_node_holds_and_no_more() {
+    let node = Node::in_swarm(&FakeSwarm::new()).await;
+    let (blob, tag) = (node.store.add_blob("blob"), tag("registry.test/app:v1"));
+    let stop = CancellationToken::new();
+    node.shutdown.spawn(peili::advertise::run(
+        Arc::new(node.store.clone()),
+        Arc::new(node.router.clone()),
+        node.readiness.guard("content"),
+        stop.clone(),
+    ));
+    let told = async |expected: &[Key]| {
+        peili::testing::eventually("the cluster is told", Duration::from_secs(5), || async {
+            let told = node.router.advertised();
+            let same =
+                told.len() == expected.len() && expected.iter().all(|key| told.contains(key));
+            same.then_some(())
+        })
+        .await;
+    };
+
+    told(&[blob.clone().into()]).await;
+    assert!(node.readiness.is_ready());
+    node.store.tag(&tag, &blob);
+    told(&[blob.clone().into(), tag.clone().into()]).await;
+    // What cannot be listed is not gone.
+    node.store.set_unreachable(true);
+    node.store.set_unreachable(false);
+    node.store.remove_tag(&tag);
+    told(&[blob.into()]).await;
+    stop.cancel();
+    assert_eq!(node.shutdown.finish(Duration::from_secs(5)).await, 0);
+}
