@@ -44,7 +44,15 @@ const RULES: &[(&str, &[&[&str]])] = &[
         "content::layout",
         &[&["content", "inflight"], WORDS, BESIDE],
     ),
-    ("routing::kad", &[&["routing", "inflight"], WORDS, BESIDE]),
+    // The first peers are where its swarm begins.
+    (
+        "routing::kad",
+        &[
+            &["routing", "routing::bootstrap", "inflight"],
+            WORDS,
+            BESIDE,
+        ],
+    ),
     (
         "routing::bootstrap",
         &[&["routing", "inflight"], WORDS, BESIDE],
