@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// Exported macros stand at the crate's root, wherever they are written.
+const MACROS: &[&str] = &["routing_conformance"];
 const WORDS: &[&str] = &["oci"];
 /// Beside the stack: these import nothing of ours, so everybody may import them.
 const BESIDE: &[&str] = &["readiness", "shutdown", "metrics", "telemetry", "server"];
@@ -183,6 +185,9 @@ fn check(files: &[Source]) -> Vec<String> {
             let (Some(other), written) = (path.first(), path.join("::")) else {
                 continue;
             };
+            if MACROS.contains(&other.as_str()) {
+                continue;
+            }
             if other != top {
                 edges.entry(top.clone()).or_default().insert(other.clone());
                 let place = (top.clone(), other.clone());
@@ -535,8 +540,8 @@ mod the_checker {
     fn keeps_adapters_from_each_other_and_flows_from_adapters() {
         for (file, text) in [
             ("mirror.rs", "use crate::content::containerd::Containerd;"),
-            ("routing/kad.rs", "use super::bootstrap;"),
-            ("routing/kad/records.rs", "use super::super::bootstrap;"),
+            ("routing/kad.rs", "use super::flight;"),
+            ("routing/kad/records.rs", "use super::super::flight;"),
             ("content/layout.rs", "use crate::content::containerd;"),
             ("content/containerd.rs", "use crate::routing::Key;"),
             ("routing.rs", "pub mod kad;\npub use kad::Kad;"),
