@@ -10,7 +10,7 @@ endif
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install the Debian packages and Rust components that are missing
@@ -28,6 +28,14 @@ demo: deps ## build a small cluster here, show an image going from node to node,
 .PHONY: test
 test: deps ## run every test; those that need a lab of real containerds need root
 	$(AS_ROOT_IF_FREE) cargo test --all-features
+
+.PHONY: test-matrix
+test-matrix: deps containerds ## run the tests on real containerds once more, on 1.7 and 2.x
+	@for containerd in target/containerds/*/usr/bin/containerd; do \
+		echo "== $$containerd"; \
+		PEILI_TEST_CONTAINERD=$$PWD/$$containerd $(AS_ROOT) cargo test --all-features \
+			--test content --test sharing --test lab_itself || exit 1; \
+	done
 
 .PHONY: fmt
 fmt: ## format the code
