@@ -237,6 +237,53 @@ async fn with_all_peers_gone_in_mid_body_the_registry_delivers_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_wildcard_mirrors_a_registry_that_does_not_even_exist() {
+    let lab = lab_or_skip!();
+    let mut nodes = Vec::new();
+    for _ in 0..2 {
+        let node = lab.node(NodeOptions::default()).await.unwrap();
+        let unconfigured = PeiliOptions::default().unconfigured();
+        node.start_peili_with(&unconfigured).await.unwrap();
+        nodes.push(node);
+    }
+    let (holder, puller) = (&nodes[0], &nodes[1]);
+    let files = tempfile::tempdir().unwrap();
+    let spec = ImageSpec::new("team/app:v1").layers([MIB, 2 * MIB]);
+    let image = spec.build("registry.nowhere.test", files.path()).unwrap();
+    holder.import(&image).await.unwrap();
+    answered(puller, &manifest_path(&image, "v1"), 200, AT_ALL).await;
+    let reference = image.reference();
+    assert!(
+        puller.cri_pull(&reference).await.is_err(),
+        "nobody is asked yet"
+    );
+
+    let certs_d = puller.containerd().certs_d();
+    let theirs = || std::fs::read(certs_d.join(lab.registry.host()).join("hosts.toml"));
+    let (before, certs_d) = (theirs().unwrap(), certs_d.display().to_string());
+    let target = format!("http://{}", puller.peili().registry());
+    let directory = ["--containerd-registry-config-path", &certs_d];
+    let configure = ["configuration", "--mirror-targets", &target];
+    let configure = [&configure[..], &directory].concat();
+    puller
+        .peili()
+        .run(puller.netns(), &configure)
+        .await
+        .unwrap();
+    puller.cri_pull(&reference).await.unwrap();
+    assert!(image.pulled().all(|blob| puller.holds(&blob.digest)));
+
+    puller.cri_remove(&reference).await.unwrap();
+    let cleanup = [&["cleanup"], &directory[..]].concat();
+    puller.peili().run(puller.netns(), &cleanup).await.unwrap();
+    assert!(
+        puller.cri_pull(&reference).await.is_err(),
+        "nobody is asked any more"
+    );
+    assert_eq!(theirs().unwrap(), before, "byte for byte");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn containerd_may_come_late_and_go_and_come_back() {
     let lab = lab_or_skip!();
     let other = lab.node(NodeOptions::default()).await.unwrap();
