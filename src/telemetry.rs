@@ -21,6 +21,9 @@ const NOISY: [&str; 9] = [
     "yamux",
 ];
 
+/// Kademlia warns of every table that is still empty; the router says so itself, once.
+const LONELY: &str = "libp2p_kad=error";
+
 /// What is logged: a level, or tracing's directives such as `info,peili::mirror=debug`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter(String);
@@ -56,7 +59,8 @@ impl Filter {
             .to_string();
         let noisy = NOISY.map(|target| format!("{target}={cap}"));
         // Of two directives for one target the later counts.
-        EnvFilter::builder().parse_lossy(format!("{},{}", noisy.join(","), self.0))
+        let directives = format!("{},{LONELY},{}", noisy.join(","), self.0);
+        EnvFilter::builder().parse_lossy(directives)
     }
 }
 

@@ -259,21 +259,18 @@ impl ReadRange for SocketBlob {
     }
 }
 
-/// A status with the reason below it: tonic's own text for an unreachable socket is "tcp connect error".
+/// A status with the reason at its bottom: tonic's own text for a socket that is not there is "transport error".
 struct Explained<'a>(&'a Status);
 
 impl fmt::Display for Explained<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.message())?;
-        let mut source = std::error::Error::source(self.0);
-        while let Some(error) = source {
-            // Wrappers repeat what they wrap, or say nothing.
-            if source.and_then(|e| e.source()).is_none() {
-                write!(f, ": {error}")?;
-            }
-            source = error.source();
+        let message = self.0.message();
+        f.write_str(message)?;
+        let causes = std::iter::successors(std::error::Error::source(self.0), |e| e.source());
+        match causes.last().map(ToString::to_string) {
+            Some(reason) if !message.contains(&reason) => write!(f, ": {reason}"),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

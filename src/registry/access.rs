@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
@@ -120,6 +121,8 @@ pub(super) struct Access {
     source: Source,
     status: StatusCode,
     bytes: u64,
+    /// What the response's head has promised.
+    length: Option<u64>,
     error: Option<String>,
     metrics: Metrics,
 }
@@ -138,6 +141,7 @@ impl Access {
             source: Source::Miss,
             status: StatusCode::INTERNAL_SERVER_ERROR,
             bytes: 0,
+            length: None,
             error: None,
             metrics,
         }
@@ -150,7 +154,7 @@ impl Access {
 
     pub(super) fn failed(mut self, error: &Error, status: StatusCode) {
         self.status = status;
-        self.error = Some(error.to_string());
+        self.error = Some(error.reason().unwrap_or_else(|| error.to_string()));
         self.counts &= error.is_miss();
         if error.is_failure() {
             self.source = Source::Failed;
@@ -166,11 +170,14 @@ impl Access {
     ) -> Response {
         self.source = source;
         self.status = response.status();
+        let length = response.headers().get(CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         response.map(|body| {
             if axum::body::HttpBody::is_end_stream(&body) {
                 return body;
             }
             let chunks = body.into_data_stream().map_err(io::Error::other);
+            self.length = length;
             let moved = if self.from_peer {
                 self.metrics.uploaded.clone()
             } else {
@@ -190,6 +197,9 @@ impl Access {
         if self.counts {
             self.count(source, took);
         }
+        let left = self.length.is_some_and(|length| self.bytes < length);
+        let left = left.then(|| "the client left".to_string());
+        let error = self.error.clone().or(left);
         let remote = self.remote.map(tracing::field::display);
         macro_rules! line {
             ($level:ident) => {
@@ -203,7 +213,7 @@ impl Access {
                     status = self.status.as_u16(),
                     bytes = self.bytes,
                     seconds = took.as_secs_f64(),
-                    error = self.error,
+                    error,
                     "request"
                 )
             };

@@ -57,6 +57,13 @@ impl Error {
         matches!(self, Error::NoManifest(_) | Error::NoBlob(_))
     }
 
+    /// What lies below the error, if anything does.
+    pub(super) fn reason(&self) -> Option<String> {
+        let causes = std::iter::successors(std::error::Error::source(self), |e| e.source());
+        let causes: Vec<String> = causes.map(ToString::to_string).collect();
+        (!causes.is_empty()).then(|| causes.join(": "))
+    }
+
     pub(super) fn to_response(&self, is_head: bool) -> Response {
         let (status, code) = match self {
             Error::Path(PathError::NoSuchPath(_)) => {
@@ -106,16 +113,12 @@ impl Error {
 
     /// `{"errors":[{"code","message","detail"}]}`, as the distribution spec has it; the detail says why.
     fn body(&self, code: ErrorCode) -> String {
-        let causes: Vec<String> =
-            std::iter::successors(std::error::Error::source(self), |cause| cause.source())
-                .map(ToString::to_string)
-                .collect();
         let mut info = ErrorInfoBuilder::default()
             .code(code)
             .message(self.to_string());
-        if !causes.is_empty() {
+        if let Some(reason) = self.reason() {
             // oci-spec wants JSON text here.
-            info = info.detail(serde_json::json!({ "reason": causes.join(": ") }).to_string());
+            info = info.detail(serde_json::json!({ "reason": reason }).to_string());
         }
         info.build()
             .and_then(|info| ErrorResponseBuilder::default().errors(vec![info]).build())

@@ -58,6 +58,7 @@ async fn run(containerd: Arc<Inner>, snapshots: mpsc::Sender<Snapshot>) {
     let skipped = Skipped::default();
     let mut guard = Some(containerd.readiness.guard("containerd"));
     let mut backoff = BACKOFF.0;
+    let mut has_warned = false;
     loop {
         let mut session = Session {
             containerd: &containerd,
@@ -71,10 +72,14 @@ async fn run(containerd: Arc<Inner>, snapshots: mpsc::Sender<Snapshot>) {
         };
         if guard.is_none() {
             warn!(reason = %ended, "lost containerd");
+            has_warned = true;
             guard = Some(containerd.readiness.guard("containerd"));
             backoff = BACKOFF.0;
+        } else if !has_warned {
+            warn!(reason = %ended, "waiting for containerd");
+            has_warned = true;
         } else {
-            debug!(reason = %ended, "containerd is not there yet");
+            debug!(reason = %ended, "still waiting for containerd");
         }
         if let Some(guard) = &guard {
             guard.because(&ended);
