@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -26,6 +26,9 @@ use crate::{admin, advertise, registry};
 /// What is cut at the end of the grace period must still reach the other side before the kubelet's SIGKILL turns it
 /// into a reset, and before the pod's network goes, which turns it into silence.
 const BEFORE_THE_END: Duration = Duration::from_secs(5);
+
+/// The router closes its connections in half a second.
+const ROUTER_END: Duration = Duration::from_secs(2);
 
 /// The parts' own configurations, gathered.
 #[derive(Clone, Debug)]
@@ -138,10 +141,16 @@ impl App {
         ));
         // Bodies under way look for other peers when theirs fail: the router ends after them.
         let stop_routing = CancellationToken::new();
-        let routing = tokio::spawn(self.event_loop.run(stop_routing.clone()));
+        let mut routing = tokio::spawn(self.event_loop.run(stop_routing.clone()));
         info!(registry = %registry_addr, metrics = %metrics_addr, "serving");
 
-        stop.await;
+        tokio::select! {
+            () = stop => {}
+            // A mirror without a router only looks alive. The kubelet starts a new one.
+            ended = &mut routing => return ended
+                .context("the router's task")
+                .and_then(|()| bail!("the router has ended")),
+        }
         info!("draining");
         // Dropped with the process: nobody should be sent here any more.
         let _leaving = self.readiness.guard("shutdown");
@@ -152,7 +161,9 @@ impl App {
             warn!(tasks = left, "ended with work under way");
         }
         stop_routing.cancel();
-        routing.await.context("the router's task")?;
+        if tokio::time::timeout(ROUTER_END, routing).await.is_err() {
+            warn!("the router has not ended");
+        }
         info!("ended");
         Ok(())
     }

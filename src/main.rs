@@ -13,7 +13,7 @@ use peili::server::Server;
 use peili::shutdown::Shutdown;
 use peili::{commands, content, mirror, routing, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::error;
+use tracing::{error, warn};
 
 fn main() -> ExitCode {
     let CommandLine { log, command } = match config::parse(std::env::args_os()) {
@@ -43,13 +43,29 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn daemon(config: config::Registry) -> ExitCode {
-    let served = async {
+fn daemon(config: config::Registry) -> ExitCode {
+    raise_descriptor_limit();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit_code(Err(e).context("runtime")),
+    };
+    let served = runtime.block_on(async {
         let stop = terminated().context("signal handlers")?;
         App::bind(app_config(config)).await?.run(stop).await
-    };
-    exit_code(served.await)
+    });
+    // A read of a disk that hangs cannot be taken back, and must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    exit_code(served)
+}
+
+/// As many as are allowed: some container runtimes leave a soft limit of 1024, and each body takes two.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        warn!(error = %e, "the limit of open files stays as it is");
+    }
 }
 
 /// Answers `/readyz` until the end: the uninstalling hook waits for that of every node.

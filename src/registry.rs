@@ -12,6 +12,7 @@ mod manifest;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -23,17 +24,13 @@ use axum::routing::get;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 
-use crate::content::ContentStore;
+use crate::content::{ContentStore, StoreError};
 use crate::mirror::{Mirror, Wanted};
 use crate::oci::distribution::{MIRRORED, OCI_NAMESPACE, Resource};
 use crate::readiness::Readiness;
 use crate::server::flush::Flushes;
 use access::{Access, Source};
 use error::{Error, Miss};
-
-/// What a request with a body may send before its connection is closed: the rest of a small body is read, so that the
-/// answer reaches the client and is not overtaken by a reset.
-const MAX_REQUEST_BODY: usize = 64 << 10;
 
 /// What the routes need.
 #[derive(Clone)]
@@ -110,16 +107,13 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
     let is_head = parts.method == Method::HEAD;
     let flushes: Flushes = parts.extensions.get().cloned().unwrap_or_default();
 
-    let answered = if has_body(body).await {
-        Err(Error::RequestBody)
-    } else {
-        match understand(parts, from_peer) {
-            Ok(asked) => {
-                access.understood(asked.ns.as_deref());
-                registry.answer(asked).await
-            }
-            Err(e) => Err(e),
+    let answered = match understand(parts, from_peer) {
+        Ok(_) if has_body(body).await => Err(Error::RequestBody),
+        Ok(asked) => {
+            access.understood(asked.ns.as_deref());
+            registry.answer(asked).await
         }
+        Err(e) => Err(e),
     };
     match answered {
         Ok(Answered { response, source }) => access.with_body(response, source, &flushes),
@@ -182,9 +176,11 @@ fn understand(parts: Parts, from_peer: bool) -> Result<Asked, Error> {
             .path_and_query()
             .map_or_else(|| path.to_string(), ToString::to_string),
         ns,
+        // Without validators of ours no condition can hold, and then the whole is sent (RFC 9110, section 13.1.5).
         range: parts
             .headers
             .get(header::RANGE)
+            .filter(|_| !parts.headers.contains_key(header::IF_RANGE))
             .and_then(|range| range.to_str().ok())
             .map(str::to_string),
         is_head: parts.method == Method::HEAD,
@@ -192,18 +188,26 @@ fn understand(parts: Parts, from_peer: bool) -> Result<Asked, Error> {
     })
 }
 
-/// Whether the request brought a body. A short one is read to its end: a socket that is closed with unread input sends
-/// a reset.
+/// What this node holds, unless its containerd or its disk does not answer: then it is as good as not held.
+async fn in_time<T>(local: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    /// A look into the content store takes milliseconds, on a busy disk tens of them.
+    const LOCAL: Duration = Duration::from_millis(500);
+    tokio::time::timeout(LOCAL, local)
+        .await
+        .unwrap_or_else(|_| {
+            Err(StoreError::Unreachable(format!(
+                "no answer within {LOCAL:?}"
+            )))
+        })
+}
+
+/// Whether the request brings a body. Its first frame tells; the rest is the connection's to get rid of.
 async fn has_body(mut body: Body) -> bool {
+    /// Who announces a body and sends none of it has announced one.
+    const PATIENCE: Duration = Duration::from_secs(1);
     if body.is_end_stream() {
         return false;
     }
-    let mut read = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        read += frame.data_ref().map_or(0, |data| data.len());
-        if read > MAX_REQUEST_BODY {
-            break;
-        }
-    }
-    true
+    let first = tokio::time::timeout(PATIENCE, body.frame()).await;
+    !matches!(first, Ok(None))
 }

@@ -6,8 +6,11 @@
 
 pub mod flush;
 
+use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +19,11 @@ use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 use tracing::{debug, warn};
 
@@ -31,6 +37,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_CONNECTIONS: usize = 4096;
 /// A request head of ours is below 1 KiB; hyper answers 431 beyond this and closes.
 const MAX_HEAD: usize = 32 << 10;
+
+/// A client whose kernel acknowledges nothing for so long is gone; TCP itself would keep its buffers for 15 minutes.
+const UNHEARD_OF: u32 = 30_000;
+/// For the last bytes to arrive and the client to close. Within what [`Shutdown::finish`] grants after the cut.
+const LINGER: Duration = Duration::from_secs(4);
+/// What a client may still send while it is being taken leave of.
+const MAX_SCRAP: usize = 1 << 20;
 
 /// A listening socket that nobody is served from yet.
 pub struct Server {
@@ -58,10 +71,8 @@ impl Server {
     /// at the latest at the cut.
     pub async fn run(self, router: Router, shutdown: Shutdown) {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut spare = Spare::new();
         loop {
-            let Ok(permit) = connections.clone().acquire_owned().await else {
-                return;
-            };
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = shutdown.drain.cancelled() => return,
@@ -70,22 +81,20 @@ impl Server {
                 Ok(accepted) => accepted,
                 Err(e) => {
                     warn!(error = %e, "cannot accept a connection");
-                    // Out of descriptors, most likely: trying again at once would only burn the CPU.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    spare.turn_away(&self.listener).await;
                     continue;
                 }
             };
-            let (router, drain, cut) =
-                (router.clone(), shutdown.drain.clone(), shutdown.cut.clone());
+            let Ok(permit) = connections.clone().try_acquire_owned() else {
+                // Closed at once: a client that is left in the backlog would wait for ever, and not go upstream.
+                warn!(%remote, limit = MAX_CONNECTIONS, "too many connections");
+                continue;
+            };
+            let router = router.clone();
+            let (drain, cut) = (shutdown.drain.clone(), shutdown.cut.clone());
             shutdown.spawn(async move {
                 let _permit = permit;
-                let served = serve(stream, remote, router, drain.cancelled());
-                tokio::select! {
-                    served = served => if let Err(e) = served {
-                        debug!(%remote, error = %e, "connection ended");
-                    },
-                    () = cut.cancelled() => debug!(%remote, "connection cut"),
-                }
+                serve(stream, remote, router, drain, cut).await;
             });
         }
     }
@@ -95,33 +104,90 @@ async fn serve(
     stream: TcpStream,
     remote: SocketAddr,
     router: Router,
-    drain: impl Future<Output = ()>,
-) -> hyper::Result<()> {
+    drain: CancellationToken,
+    cut: CancellationToken,
+) {
     // Heads and small bodies must not wait for an acknowledgement of the last packet.
     let _ = stream.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNHEARD_OF);
     let flushes = Flushes::default();
     let io = TokioIo::new(FlushingIo::new(stream, flushes.clone()));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(remote));
         request.extensions_mut().insert(flushes.clone());
         let mut router = router.clone();
-        async move { router.call(request).await }
+        Box::pin(async move { router.call(request).await })
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD.max(MIN_HYPER_BUFFER))
+        .max_buf_size(MAX_HEAD)
         .serve_connection(io, service);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        () = drain => connection.as_mut().graceful_shutdown(),
+
+    let mut is_draining = false;
+    loop {
+        tokio::select! {
+            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
+                if let Err(e) = ended {
+                    debug!(%remote, error = %e, "connection ended");
+                }
+                break;
+            }
+            () = drain.cancelled(), if !is_draining => {
+                is_draining = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            () = cut.cancelled() => {
+                debug!(%remote, "connection cut");
+                break;
+            }
+        }
     }
-    connection.await
+    let stream = connection.into_parts().io.into_inner().into_inner();
+    linger(stream).await;
 }
 
-/// hyper panics on a smaller buffer.
-const MIN_HYPER_BUFFER: usize = 8192;
+/// Closes a connection so that what was written arrives: a FIN behind the last byte, and then the rest of what the
+/// client sends is read until it closes, too. A socket that is closed with unread input resets the connection; one whose
+/// process ends may lose what the kernel has not sent, when the pod's network goes with it.
+async fn linger(mut stream: TcpStream) {
+    let until_closed = async {
+        stream.shutdown().await?;
+        let mut scrap = [0; 4096];
+        let mut read = 0;
+        while read < MAX_SCRAP {
+            match stream.read(&mut scrap).await? {
+                0 => break,
+                n => read += n,
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Whatever comes of it, the connection is over.
+    let _ = timeout(LINGER, until_closed).await;
+}
+
+/// A descriptor in reserve: where there is no other left, a connection can still be taken and closed, so that containerd
+/// goes upstream instead of waiting.
+struct Spare(Option<File>);
+
+impl Spare {
+    fn new() -> Self {
+        Self(File::open("/dev/null").ok())
+    }
+
+    async fn turn_away(&mut self, listener: &TcpListener) {
+        self.0 = None;
+        // Not for ever: the error may have been another one, and nobody be waiting.
+        if timeout(Duration::from_millis(100), listener.accept())
+            .await
+            .is_err()
+        {
+            debug!("nobody to turn away");
+        }
+        self.0 = File::open("/dev/null").ok();
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -130,7 +196,6 @@ mod tests {
     use axum::routing::get;
     use bytes::Bytes;
     use futures::{StreamExt, stream};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     async fn serving(router: Router) -> (SocketAddr, Shutdown) {
         let server = Server::bind(&["127.0.0.1:0".parse().unwrap()])
@@ -151,31 +216,72 @@ mod tests {
         stream
     }
 
-    #[tokio::test]
-    async fn a_failing_body_ends_with_a_fin_behind_every_byte_it_had() {
-        const CHUNKS: usize = 20;
-        let router = Router::new().route(
-            "/",
-            get(
-                |axum::Extension(flushes): axum::Extension<Flushes>| async move {
-                    let chunks =
-                        stream::iter((0..CHUNKS).map(|_| Ok(Bytes::from(vec![7; 100_000]))))
-                            .chain(stream::iter([Err(io::Error::other("the source died"))]));
-                    axum::response::Response::builder()
-                        .header("content-length", 100_000_000)
-                        .body(Body::from_stream(flushes.before_the_end_of(chunks)))
-                        .unwrap()
-                },
-            ),
-        );
-        let (address, _shutdown) = serving(router).await;
-
+    /// What comes of a body of these chunks and then an error.
+    async fn failing_after(chunks: usize, size: usize) -> Vec<u8> {
+        let body = move |axum::Extension(flushes): axum::Extension<Flushes>| async move {
+            let chunks = stream::iter((0..chunks).map(move |_| Ok(Bytes::from(vec![7; size]))))
+                .chain(stream::iter([Err(io::Error::other("the source died"))]));
+            axum::response::Response::builder()
+                .header("content-length", 100_000_000)
+                .body(Body::from_stream(flushes.before_the_end_of(chunks)))
+                .unwrap()
+        };
+        let (address, _shutdown) = serving(Router::new().route("/", get(body))).await;
         let mut received = Vec::new();
         let read = ask(address).await.read_to_end(&mut received).await;
+        read.expect("a FIN, not a reset");
+        let head = received.windows(4).position(|w| w == b"\r\n\r\n");
+        received.split_off(head.expect("a head") + 4)
+    }
+
+    #[tokio::test]
+    async fn a_failing_body_ends_with_a_fin_behind_every_byte_it_had() {
+        // hyper would drop the first of these unsent, and send headers without a byte.
+        for (chunks, size) in [(1, 10), (3, 1000), (20, 100_000)] {
+            assert_eq!(failing_after(chunks, size).await.len(), chunks * size);
+        }
+    }
+
+    #[tokio::test]
+    async fn unread_input_does_not_turn_the_end_into_a_reset() {
+        let router = Router::new().route("/", get(|| async { "enough" }));
+        let (address, _shutdown) = serving(router).await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let head =
+            "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 500000\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&[b'x'; 300_000]).await.unwrap();
+
+        let mut received = Vec::new();
+        let read = client.read_to_end(&mut received).await;
 
         read.expect("a FIN, not a reset");
-        let head = received.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
-        assert_eq!(received.len() - head, CHUNKS * 100_000);
+        assert!(String::from_utf8(received).unwrap().ends_with("enough"));
+    }
+
+    #[tokio::test]
+    async fn at_the_cut_a_body_ends_short_with_a_fin() {
+        let router = Router::new().route(
+            "/",
+            get(|| async {
+                let endless = stream::iter([io::Result::Ok(Bytes::from("first"))]);
+                Body::from_stream(endless.chain(stream::pending()))
+            }),
+        );
+        let (address, shutdown) = serving(router).await;
+        let mut client = ask(address).await;
+        let mut received = vec![0; 1];
+        client.read_exact(&mut received).await.unwrap();
+
+        let finished = tokio::spawn(async move { shutdown.finish(Duration::ZERO).await });
+        client
+            .read_to_end(&mut received)
+            .await
+            .expect("a FIN, not a reset");
+        drop(client);
+
+        assert!(String::from_utf8(received).unwrap().contains("first"));
+        assert_eq!(finished.await.unwrap(), 0);
     }
 
     #[tokio::test]

@@ -31,8 +31,8 @@ impl Shutdown {
     /// Begins the drain, cuts after `grace`, and returns when every task has ended. A task that ignores the cut is left
     /// behind after `CUT`; the number of those is returned.
     pub async fn finish(&self, grace: Duration) -> usize {
-        /// What is cut has nothing left to do but to notice.
-        const CUT: Duration = Duration::from_secs(2);
+        /// For connections to be closed in order (`server`). Below the five seconds that are left then.
+        const CUT: Duration = Duration::from_millis(4500);
         self.drain.cancel();
         self.tasks.close();
         if tokio::time::timeout(grace, self.tasks.wait())

@@ -9,7 +9,8 @@ use futures::future::{join_all, try_join_all};
 use lab::process::eventually;
 use lab::{Direction, Image, ImageSpec, Lab, Node, NodeOptions, PeiliOptions, lab_or_skip};
 
-/// What users wait for: another node finds what is new within this time, and no longer finds what is gone.
+/// What users wait for: another node finds what is new within this time, and no longer finds what is gone. It takes a
+/// fifth of that on an idle machine.
 const SOON: Duration = Duration::from_secs(2);
 /// Anything that merely has to happen.
 const AT_ALL: Duration = Duration::from_secs(30);
@@ -182,13 +183,14 @@ async fn a_peer_killed_in_mid_body_is_replaced_at_the_offset() {
     // Both must be known, or there is nobody to go on with.
     let layer = &image.layers[0];
     for holder in &nodes {
-        answered(
-            holder,
-            &blob_path(&image, &image.config.digest),
-            200,
-            AT_ALL,
-        )
-        .await;
+        eventually("the holder's announcements", AT_ALL, async || {
+            let told = holder.metric("peili_announcements_total", &[("result", "ok")]);
+            let keys = holder.metric("peili_advertised_keys", &[]);
+            let (told, keys) = (told.await?, keys.await?);
+            Ok((keys > 3.0 && told >= keys).then_some(()))
+        })
+        .await
+        .unwrap();
     }
 
     let reference = image.reference();
@@ -208,8 +210,8 @@ async fn a_peer_killed_in_mid_body_is_replaced_at_the_offset() {
         .unwrap();
     assert_eq!(resumed, 1.0, "containerd saw one body");
     let rest = uploaded(survivor).await;
-    // What was under way to the puller when the first one was counted, and small blobs, are not exactly known.
-    let expected = 190 * MIB..250 * MIB;
+    // How late the first one was counted and killed depends on the machine; that there were 60 MiB by then does not.
+    let expected = 100 * MIB..245 * MIB;
     assert!(expected.contains(&rest), "{rest} bytes from the survivor");
 }
 
@@ -232,7 +234,7 @@ async fn with_all_peers_gone_in_mid_body_the_registry_delivers_the_rest() {
     assert!(puller.holds(&layer.digest));
     let served = lab.registry.served().await.unwrap().since(&before);
     let rest = served.bytes_of(&layer.digest);
-    let expected = 190 * MIB..250 * MIB;
+    let expected = 100 * MIB..245 * MIB;
     assert!(expected.contains(&rest), "{rest} bytes from the registry");
 }
 

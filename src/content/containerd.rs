@@ -54,8 +54,6 @@ pub struct Config {
 pub enum ConfigError {
     #[error("containerd namespace {0:?} has characters that cannot be sent")]
     Namespace(String),
-    #[error("containerd socket: {0}")]
-    Socket(tonic::transport::Error),
 }
 
 /// Cloneable handle on one containerd. Nothing is connected before it is used.
@@ -64,7 +62,8 @@ pub struct Containerd(Arc<Inner>);
 
 struct Inner {
     config: Config,
-    channel: Channel,
+    /// Made anew when containerd did not answer: a connection that hangs does not end by itself.
+    channel: RwLock<Channel>,
     namespace: MetadataValue<Ascii>,
     /// What introspection said last; kept through a restart of containerd, so that blobs are served meanwhile.
     learnt_root: RwLock<Option<PathBuf>>,
@@ -78,14 +77,7 @@ impl Containerd {
             .namespace
             .parse()
             .map_err(|_| ConfigError::Namespace(config.namespace.clone()))?;
-        let socket = config.socket.clone();
-        // The address is never used: the connector goes to the socket.
-        let channel = Endpoint::try_from("http://containerd.invalid")
-            .map_err(ConfigError::Socket)?
-            .connect_with_connector_lazy(service_fn(move |_: Uri| {
-                let socket = socket.clone();
-                async move { io::Result::Ok(TokioIo::new(UnixStream::connect(socket).await?)) }
-            }));
+        let channel = RwLock::new(channel(&config.socket));
         Ok(Self(Arc::new(Inner {
             config,
             channel,
@@ -94,6 +86,18 @@ impl Containerd {
             readiness,
         })))
     }
+}
+
+/// Connects when it is used, and again after every break.
+fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_path_buf();
+    // The address is never used: the connector goes to the socket.
+    Endpoint::from_static("http://containerd.invalid").connect_with_connector_lazy(service_fn(
+        move |_: Uri| {
+            let socket = socket.clone();
+            async move { io::Result::Ok(TokioIo::new(UnixStream::connect(socket).await?)) }
+        },
+    ))
 }
 
 #[async_trait]
@@ -139,16 +143,28 @@ impl ContentStore for Containerd {
 }
 
 impl Inner {
+    fn channel(&self) -> Channel {
+        self.channel
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn reconnect(&self) {
+        *self.channel.write().unwrap_or_else(PoisonError::into_inner) =
+            channel(&self.config.socket);
+    }
+
     fn images(&self) -> ImagesClient<Channel> {
-        ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        ImagesClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     fn content(&self) -> ContentClient<Channel> {
-        ContentClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        ContentClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     fn events(&self) -> EventsClient<Channel> {
-        EventsClient::new(self.channel.clone())
+        EventsClient::new(self.channel())
     }
 
     /// containerd wants its namespace as metadata of each call.
@@ -194,7 +210,7 @@ impl Inner {
         let request = PluginsRequest {
             filters: vec![r#"type=="io.containerd.content.v1""#.into()],
         };
-        let plugins = IntrospectionClient::new(self.channel.clone())
+        let plugins = IntrospectionClient::new(self.channel())
             .plugins(request)
             .await
             .map_err(|status| self.error("introspection.Plugins", &status))?
@@ -227,12 +243,13 @@ impl Inner {
             Err(status) if status.code() == Code::NotFound => return Ok(None),
             Err(status) => return Err(self.error("content.Info", &status)),
         };
-        Ok(info.map(|info| {
+        let size = info.and_then(|info| u64::try_from(info.size).ok());
+        Ok(size.map(|size| {
             let reader = SocketBlob {
                 containerd: self.clone(),
                 digest: digest.clone(),
             };
-            Blob::from_reader(reader, u64::try_from(info.size).unwrap_or(0))
+            Blob::from_reader(reader, size)
         }))
     }
 }

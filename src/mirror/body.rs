@@ -11,16 +11,23 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use hyper::Method;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
+use super::FetchError;
 use super::attempt::{Ask, PeerError};
-use super::{Delivery, FetchError, Search};
+use super::search::{Delivery, Search};
 use crate::oci::distribution::{ByteRange, Span};
 
-/// A peer that brings nothing for so long in mid-body is replaced. As long as the wait for a first byte: TCP recovers
-/// from a lost packet within a few hundred milliseconds, from a lost node never.
-pub const STALL: Duration = Duration::from_secs(2);
+/// A peer that brings less than [`FLOOR`] in so much waiting is replaced. As long as the wait for a first byte: TCP
+/// recovers from a lost packet within a few hundred milliseconds, from a lost node never.
+const STALL: Duration = Duration::from_secs(2);
+/// 32 KiB/s. A registry over the worst of links does better.
+const FLOOR: u64 = 64 << 10;
+/// A peer that failed before it had brought so much was not worth the change to it.
+const WORTHWHILE: u64 = 1 << 20;
+/// After so many of those in a row the rest is left to upstream: each may have cost [`STALL`].
+const POOR: u32 = 3;
 
 struct Body {
     search: Search,
@@ -30,6 +37,13 @@ struct Body {
     offset: u64,
     end: u64,
     total: u64,
+    /// What the present peer has brought.
+    brought: u64,
+    /// How long the present peer has been waited for since `since` bytes had been brought.
+    waited: Duration,
+    since: u64,
+    /// Peers in a row that failed before they had brought much.
+    poor: u32,
 }
 
 /// The bytes of `delivery`'s span, from as many peers as it takes.
@@ -46,6 +60,10 @@ pub(super) fn unbroken(
         end,
         total: delivery.answer.total,
         delivery,
+        brought: 0,
+        waited: Duration::ZERO,
+        since: 0,
+        poor: 0,
     };
     stream::try_unfold(body, |mut body| async move {
         let chunk = body.next().await?;
@@ -57,14 +75,10 @@ pub(super) fn unbroken(
 impl Body {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         while self.offset < self.end {
-            let error = match timeout(STALL, self.delivery.answer.next()).await {
-                Ok(Ok(Some(mut chunk))) => {
-                    // hyper holds the peer to its Content-Length; this holds it to what was asked for.
-                    let left = self.end - self.offset;
-                    chunk.truncate(left.min(chunk.len() as u64) as usize);
-                    self.offset += chunk.len() as u64;
-                    return Ok(Some(chunk));
-                }
+            let began = Instant::now();
+            let left = STALL.saturating_sub(self.waited);
+            let error = match timeout(left, self.delivery.answer.next()).await {
+                Ok(Ok(Some(chunk))) => return Ok(Some(self.bring(chunk, began.elapsed()))),
                 Ok(Ok(None)) => PeerError::Wrong(format!("an end at byte {}", self.offset)),
                 Ok(Err(e)) => e,
                 Err(_) => PeerError::Silent(STALL),
@@ -74,14 +88,40 @@ impl Body {
         Ok(None)
     }
 
-    /// Goes on with another peer; an error when there is none.
+    /// Counts a chunk, and no more of it than was asked for.
+    fn bring(&mut self, mut chunk: Bytes, waited: Duration) -> Bytes {
+        // hyper holds the peer to its Content-Length; this holds it to ours.
+        let left = self.end - self.offset;
+        chunk.truncate(left.min(chunk.len() as u64) as usize);
+        self.offset += chunk.len() as u64;
+        self.brought += chunk.len() as u64;
+        self.waited += waited;
+        if self.brought - self.since >= FLOOR {
+            self.since = self.brought;
+            self.waited = Duration::ZERO;
+        }
+        // Told here: who has got the length that he was promised does not ask for more.
+        if self.offset == self.end {
+            let (board, peer) = (&self.search.mirror.scoreboard, &self.delivery.peer);
+            board.delivered(&peer.id, Instant::now());
+        }
+        chunk
+    }
+
+    /// Goes on with another peer; an error when there is none, or when it is no use.
     async fn resume(&mut self, error: PeerError) -> io::Result<()> {
         let (peer, offset) = (self.delivery.peer.clone(), self.offset);
         info!(key = %self.search.key, peer = %peer.id, offset, %error, "peer failed in mid-body");
-        self.search.failed(&peer, error);
-        // One failure in mid-body says nothing about the other peers, and each has brought bytes before it failed.
-        self.search.failures = 0;
         self.search.again();
+        self.search.failed(&peer, error);
+        self.poor = match self.brought < WORTHWHILE {
+            true => self.poor + 1,
+            false => 0,
+        };
+        if self.poor >= POOR {
+            self.search.mirror.give_up(&self.search.key);
+            return Err(FetchError::Hopeless(self.search.key.clone()).into());
+        }
         let ask = Ask {
             method: Method::GET,
             path_and_query: self.path_and_query.clone(),
@@ -91,14 +131,12 @@ impl Body {
             }),
         };
         loop {
-            let delivery = match self.search.deliver(&ask).await {
-                Ok(delivery) => delivery,
-                Err(e) => return Err(e.into()),
-            };
+            let delivery = self.search.deliver(&ask).await?;
             if delivery.answer.total == self.total {
                 debug!(key = %self.search.key, peer = %delivery.peer.id, offset, "body goes on");
                 self.search.mirror.metrics.resumed.inc();
                 self.delivery = delivery;
+                (self.brought, self.since, self.waited) = (0, 0, Duration::ZERO);
                 return Ok(());
             }
             let total = delivery.answer.total;

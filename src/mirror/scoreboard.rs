@@ -52,14 +52,21 @@ impl Scoreboard {
         }
     }
 
+    /// Its first byte came.
     pub fn answered(&self, peer: &PeerId, first_byte: Duration, now: Instant) {
         self.update(peer, now, |score| {
-            score.failures = 0;
-            score.resting_until = None;
             score.first_byte = Some(match score.first_byte {
                 Some(before) => before.mul_f64(1.0 - NEWEST) + first_byte.mul_f64(NEWEST),
                 None => first_byte,
             });
+        });
+    }
+
+    /// It brought what it had promised: whatever it failed in before is forgiven. A first byte alone redeems nobody.
+    pub fn delivered(&self, peer: &PeerId, now: Instant) {
+        self.update(peer, now, |score| {
+            score.failures = 0;
+            score.resting_until = None;
         });
     }
 
@@ -134,6 +141,8 @@ mod tests {
         }
 
         board.answered(&peer, Duration::from_millis(3), start);
+        assert!(board.of(&peer, start).is_resting(start));
+        board.delivered(&peer, start);
 
         assert!(!board.of(&peer, start).is_resting(start));
         assert_eq!(board.of(&peer, start).failures, 0);

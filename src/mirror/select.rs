@@ -6,22 +6,21 @@ use tokio::time::Instant;
 
 use super::scoreboard::Score;
 
+/// What a decimal order of magnitude of delay weighs against a request under way: a fast peer is preferred until it is
+/// sending us that much more than a slow one.
+const SLOWNESS: u32 = 4;
+
 /// The index of the candidate to ask next; none where there is none.
 ///
-/// A peer that failed lately goes last, not away: a poor peer still beats no peer. Among the others the one that is
-/// doing least for us wins, then the one that answered faster by an order of magnitude, and else chance, so that a
-/// holder of a popular image is not asked by everybody at once.
+/// A peer that failed lately goes last, not away: a poor peer still beats no peer. Among the others the least of load
+/// and slowness wins, and else chance, so that a holder of a popular image is not asked by everybody at once.
 pub fn best(scores: &[Score], now: Instant, rng: &mut impl Rng) -> Option<usize> {
     scores
         .iter()
         .enumerate()
         .min_by_key(|(_, score)| {
-            (
-                score.is_resting(now),
-                score.in_flight,
-                speed_class(score),
-                rng.random::<u32>(),
-            )
+            let cost = score.in_flight + SLOWNESS * speed_class(score);
+            (score.is_resting(now), cost, rng.random::<u32>())
         })
         .map(|(index, _)| index)
 }
@@ -81,8 +80,18 @@ mod tests {
             ),
             (
                 "the less busy wins",
-                &[(Some(1), 2, 0), (Some(90), 1, 0)],
+                &[(Some(1), 2, 0), (Some(9), 1, 0)],
                 Some(1),
+            ),
+            (
+                "a fast peer may be a little busier",
+                &[(Some(900), 0, 0), (Some(1), 3, 0)],
+                Some(1),
+            ),
+            (
+                "and not much busier",
+                &[(Some(90), 0, 0), (Some(1), 5, 0)],
+                Some(0),
             ),
             (
                 "the much faster wins",

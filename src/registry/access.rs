@@ -197,9 +197,6 @@ impl Access {
         if self.counts {
             self.count(source, took);
         }
-        let left = self.length.is_some_and(|length| self.bytes < length);
-        let left = left.then(|| "the client left".to_string());
-        let error = self.error.clone().or(left);
         let remote = self.remote.map(tracing::field::display);
         macro_rules! line {
             ($level:ident) => {
@@ -213,7 +210,7 @@ impl Access {
                     status = self.status.as_u16(),
                     bytes = self.bytes,
                     seconds = took.as_secs_f64(),
-                    error,
+                    error = self.error,
                     "request"
                 )
             };
@@ -240,6 +237,11 @@ impl Access {
 
 impl Drop for Access {
     fn drop(&mut self) {
+        if self.length.is_some_and(|length| self.bytes < length) {
+            self.source = Source::Failed;
+            self.error
+                .get_or_insert_with(|| "the client left".to_string());
+        }
         self.tell();
     }
 }

@@ -12,11 +12,11 @@ use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
-use super::{Answered, Asked, Registry};
-use crate::content::Blob;
+use super::{Answered, Asked, Registry, in_time};
+use crate::content::StoreError;
 use crate::mirror::FetchError;
 use crate::oci::Digest;
-use crate::oci::distribution::{ByteRange, DOCKER_CONTENT_DIGEST, Span};
+use crate::oci::distribution::{ByteRange, DOCKER_CONTENT_DIGEST, Span, Unsatisfiable};
 use crate::oci::media_type;
 
 pub(super) async fn answer(
@@ -25,12 +25,8 @@ pub(super) async fn answer(
     digest: &Digest,
 ) -> Result<Answered, Error> {
     let range = asked.range.as_deref().and_then(ByteRange::parse);
-    match registry.store.open(digest).await {
-        Ok(Some(blob)) => {
-            if let Some(answered) = local(asked, digest, &blob, range).await? {
-                return Ok(answered);
-            }
-        }
+    match in_time(local(registry, asked, digest, range)).await {
+        Ok(Some(answer)) => return answer,
         Ok(None) => {}
         Err(e) => debug!(%digest, error = %e, "not to be had locally"),
     }
@@ -54,43 +50,46 @@ pub(super) async fn answer(
     })
 }
 
-/// None where the blob turns out to be unreadable before anything was sent.
+/// None where the blob is not here; an error where it turns out to be unreadable before anything was sent.
 async fn local(
+    registry: &Registry,
     asked: &Asked,
     digest: &Digest,
-    blob: &Blob,
     range: Option<ByteRange>,
-) -> Result<Option<Answered>, Error> {
+) -> Result<Option<Result<Answered, Error>>, StoreError> {
+    let Some(blob) = registry.store.open(digest).await? else {
+        return Ok(None);
+    };
     let total = blob.size();
+    // A machine that lost its power may have kept a file's name and not its bytes.
+    if total == 0 && !digest.verifies(&[]) {
+        return Err(StoreError::Failed(format!("{digest} is damaged here")));
+    }
     let answered = |response| {
-        Some(Answered {
+        Ok(Some(Ok(Answered {
             response,
             source: Source::Local,
-        })
+        })))
     };
     if asked.is_head {
         // A Range is defined for GET only (RFC 9110, section 14.2).
-        return Ok(answered(head(digest, total, None)));
+        return answered(head(digest, total, None));
     }
     let part = match range.map(|range| range.resolve(total)).transpose() {
         Ok(part) => part,
-        Err(_) => return Err(Error::NotSatisfiable { total: Some(total) }),
+        Err(Unsatisfiable) => return Ok(Some(Err(Error::NotSatisfiable { total: Some(total) }))),
     };
     let span = part.unwrap_or(Span {
         start: 0,
         end: total,
     });
     let mut body = blob.read(span.start..span.end);
-    let first = match body.next().await {
-        Some(Ok(first)) => Some(Ok(first)),
-        None => None,
-        Some(Err(e)) => {
-            debug!(%digest, error = %e, "local blob cannot be read");
-            return Ok(None);
-        }
+    let first = match body.next().await.transpose() {
+        Ok(first) => first.map(Ok),
+        Err(e) => return Err(StoreError::Failed(e.to_string())),
     };
     let body = stream::iter(first).chain(body).boxed();
-    Ok(answered(with_body(head(digest, total, part), body)))
+    answered(with_body(head(digest, total, part), body))
 }
 
 /// The headers of a blob of `total` bytes, or of a part of it.

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
-use super::{Answered, Asked, Registry};
+use super::{Answered, Asked, Registry, in_time};
 use crate::content::StoreError;
 use crate::mirror::Manifest;
 use crate::oci::Digest;
@@ -26,7 +26,7 @@ pub(super) async fn answer(
     asked: &Asked,
     reference: &ManifestReference,
 ) -> Result<Answered, Error> {
-    match local(registry, reference).await {
+    match in_time(local(registry, reference)).await {
         Ok(Some((digest, bytes))) => {
             return Ok(Answered {
                 response: response(asked, &digest, bytes, None),
@@ -71,6 +71,14 @@ async fn local(
         .read_all(MAX_MANIFEST)
         .await
         .map_err(|e| StoreError::Failed(e.to_string()))?;
+    // A machine that lost its power may have kept a file's name and not its bytes.
+    if !digest.verifies(&bytes) {
+        return Err(StoreError::Failed(format!("{digest} is damaged here")));
+    }
+    let is_tag = matches!(reference, ManifestReference::Tag(_));
+    if is_tag && media_type::of_manifest(&bytes).is_none() {
+        return Err(StoreError::Failed(format!("{digest} is no manifest")));
+    }
     Ok(Some((digest, bytes)))
 }
 

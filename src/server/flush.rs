@@ -28,6 +28,8 @@ pub struct Flushes(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     count: AtomicU64,
+    /// Writes that moved something, for telling a slow client from one that takes nothing.
+    writes: AtomicU64,
     waiting: AtomicWaker,
 }
 
@@ -52,6 +54,8 @@ struct Ending {
     error: io::Error,
     /// The count at which the error may be yielded.
     at: u64,
+    /// The writes there had been when patience began.
+    writes: u64,
     patience: Pin<Box<Sleep>>,
 }
 
@@ -66,6 +70,7 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for FlushedBody<S> {
                     this.ending = Some(Ending {
                         error,
                         at: this.flushes.0.count.load(Ordering::Acquire) + 1,
+                        writes: this.flushes.0.writes.load(Ordering::Acquire),
                         patience: Box::pin(sleep(PATIENCE)),
                     });
                 }
@@ -73,17 +78,24 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for FlushedBody<S> {
             }
         }
         this.flushes.0.waiting.register(cx.waker());
-        let flushed = |ending: &Ending| this.flushes.0.count.load(Ordering::Acquire) >= ending.at;
-        match this.ending.take() {
-            Some(mut ending) => {
-                if flushed(&ending) || ending.patience.as_mut().poll(cx).is_ready() {
-                    Poll::Ready(Some(Err(ending.error)))
-                } else {
-                    this.ending = Some(ending);
-                    Poll::Pending
-                }
+        let state = &this.flushes.0;
+        let Some(mut ending) = this.ending.take() else {
+            return Poll::Ready(None);
+        };
+        loop {
+            if state.count.load(Ordering::Acquire) >= ending.at {
+                return Poll::Ready(Some(Err(ending.error)));
             }
-            None => Poll::Ready(None),
+            if ending.patience.as_mut().poll(cx).is_pending() {
+                this.ending = Some(ending);
+                return Poll::Pending;
+            }
+            let writes = state.writes.load(Ordering::Acquire);
+            if writes == ending.writes {
+                return Poll::Ready(Some(Err(ending.error)));
+            }
+            ending.writes = writes;
+            ending.patience = Box::pin(sleep(PATIENCE));
         }
     }
 }
@@ -97,6 +109,10 @@ pub(super) struct FlushingIo<T> {
 impl<T> FlushingIo<T> {
     pub(super) fn new(io: T, flushes: Flushes) -> Self {
         Self { io, flushes }
+    }
+
+    pub(super) fn into_inner(self) -> T {
+        self.io
     }
 }
 
@@ -116,7 +132,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for FlushingIo<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
+        self.flushes.0.writes.fetch_add(1, Ordering::AcqRel);
+        Poll::Ready(written)
     }
 
     fn poll_write_vectored(
@@ -124,7 +142,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for FlushingIo<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs));
+        self.flushes.0.writes.fetch_add(1, Ordering::AcqRel);
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {

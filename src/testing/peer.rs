@@ -63,10 +63,13 @@ impl FakePeer {
         }
     }
 
-    /// An address at which nobody listens.
+    /// An address at which nobody listens, and nobody else will: the port stays bound as long as the process lives.
     pub async fn gone() -> Peer {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(any).expect("a port");
+        let address = socket.local_addr().expect("an address");
+        std::mem::forget(socket);
         Peer {
             id: PeerId::new(format!("gone-{address}")),
             registry: vec![address],

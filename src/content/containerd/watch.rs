@@ -34,10 +34,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A pull or an import makes events in bursts; one listing serves all of them.
 const SETTLE: Duration = Duration::from_millis(50);
 /// A blob's file appears before containerd's database knows it, and how much before depends on the disk: so what an
-/// event made us list is listed once more.
-const CONFIRM: Duration = Duration::from_secs(1);
-/// Listing takes at most a tenth of the time, however large the node and however busy.
+/// event made us list is listed once more, and again.
+const CONFIRM: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+/// Listing takes at most a tenth of the time, however large the node and however busy,
 const LISTING_SHARE: u32 = 10;
+/// but a node with a slow disk is not blind for longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Nothing is known to be missed with the blob directory watched; this is for what is not known.
 const RELIST_WATCHED: Duration = Duration::from_secs(60);
 /// Without it, blobs of 1.6 and 1.7 are found by comparing.
@@ -89,6 +91,7 @@ async fn run(containerd: Arc<Inner>, snapshots: mpsc::Sender<Snapshot>) {
             () = snapshots.closed() => return,
         }
         backoff = (backoff * 2).min(BACKOFF.1);
+        containerd.reconnect();
     }
 }
 
@@ -113,10 +116,12 @@ impl Session<'_> {
     async fn watch(&mut self) -> Result<std::convert::Infallible, StoreError> {
         // First the watches, then the listing: what happens in between is then listed twice, not missed.
         let mut events = in_time("events.Subscribe", self.subscribe()).await?;
-        let root = in_time("introspection", self.containerd.learn_content_root()).await?;
-        let root = self.containerd.config.content_path.clone().unwrap_or(root);
+        let root = match &self.containerd.config.content_path {
+            Some(path) => path.clone(),
+            None => in_time("introspection", self.containerd.learn_content_root()).await?,
+        };
         let mut directory = BlobDirectory::new(root);
-        let mut confirm = false;
+        let mut confirmations: &[Duration] = &[];
         loop {
             directory.watch();
             let began = Instant::now();
@@ -136,24 +141,34 @@ impl Session<'_> {
                 return Err(StoreError::Unreachable("nobody listens any more".into()));
             }
 
-            let relist = match (confirm, directory.is_watched()) {
-                (true, _) => CONFIRM,
-                (false, true) => RELIST_WATCHED,
-                (false, false) => RELIST_BLIND,
+            let relist = match confirmations.split_first() {
+                Some((soon, rest)) => {
+                    confirmations = rest;
+                    *soon
+                }
+                None if directory.is_watched() => RELIST_WATCHED,
+                None => RELIST_BLIND,
             };
-            confirm = tokio::select! {
-                event = events.message() => self.noticed(event).map(|()| true)?,
-                () = directory.changed() => true,
-                () = sleep(relist) => false,
-            };
+            tokio::select! {
+                event = events.message() => {
+                    self.noticed(event)?;
+                    confirmations = &CONFIRM;
+                }
+                () = directory.changed() => confirmations = &CONFIRM,
+                () = sleep(relist) => {}
+            }
             // One listing answers everything that happens until it begins.
-            let list_at = (began + took * LISTING_SHARE).max(Instant::now() + SETTLE);
+            let pause = (took * LISTING_SHARE).min(LONGEST_PAUSE);
+            let list_at = (began + pause).max(Instant::now() + SETTLE);
             loop {
                 tokio::select! {
                     biased;
                     () = sleep_until(list_at) => break,
-                    event = events.message() => self.noticed(event)?,
-                    () = directory.changed() => {}
+                    event = events.message() => {
+                        self.noticed(event)?;
+                        confirmations = &CONFIRM;
+                    }
+                    () = directory.changed() => confirmations = &CONFIRM,
                 }
             }
         }
@@ -264,11 +279,12 @@ impl BlobDirectory {
     /// Returns when something in the directory has changed; never where it is not watched.
     async fn changed(&mut self) {
         if let Some(watches) = &mut self.watches {
-            match watches.events.next().await {
+            let is_whole = match watches.events.next().await {
                 Some(Ok(event)) => watches.noticed(&event),
-                Some(Err(_)) | None => {
-                    self.watches = None;
-                }
+                Some(Err(_)) | None => false,
+            };
+            if !is_whole {
+                self.watches = None;
             }
         } else {
             std::future::pending().await
@@ -283,7 +299,7 @@ impl Watches {
             watched: HashMap::new(),
         };
         watches.add(root)?;
-        watches.add_below(root);
+        watches.add_below(root)?;
         Ok(watches)
     }
 
@@ -304,33 +320,42 @@ impl Watches {
 
     /// `blobs` and the directory of each algorithm in it, as far as they exist: containerd makes them when the first
     /// blob is committed.
-    fn add_below(&mut self, root: &Path) {
+    fn add_below(&mut self, root: &Path) -> io::Result<()> {
         let blobs = paths::blobs(root);
-        if self.add(&blobs).is_err() {
-            return;
+        match self.add(&blobs) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            added => added?,
         }
-        for entry in std::fs::read_dir(&blobs).into_iter().flatten().flatten() {
-            if let Err(e) = self.add(&entry.path()) {
-                debug!(path = %entry.path().display(), reason = %e, "not watched");
-            }
+        for entry in std::fs::read_dir(&blobs)? {
+            self.add(&entry?.path())?;
         }
+        Ok(())
     }
 
-    fn noticed<S: AsRef<std::ffi::OsStr>>(&mut self, event: &inotify::Event<S>) {
-        let new_directory = event.mask.contains(EventMask::ISDIR)
+    /// False where something may be missed from now on: events were dropped, a directory has gone or cannot be watched.
+    fn noticed<S: AsRef<std::ffi::OsStr>>(&mut self, event: &inotify::Event<S>) -> bool {
+        if event
+            .mask
+            .intersects(EventMask::IGNORED | EventMask::Q_OVERFLOW)
+        {
+            return false;
+        }
+        let is_new_directory = event.mask.contains(EventMask::ISDIR)
             && event
                 .mask
                 .intersects(EventMask::CREATE | EventMask::MOVED_TO);
-        if let (true, Some(name)) = (new_directory, &event.name)
-            && let Some(parent) = self.watched.get(&event.wd).cloned()
-        {
-            let name = name.as_ref();
+        let parent = self.watched.get(&event.wd).cloned();
+        let (true, Some(name), Some(parent)) = (is_new_directory, &event.name, parent) else {
+            return true;
+        };
+        let name = name.as_ref();
+        if name == "blobs" {
+            self.add_below(&parent).is_ok()
+        } else if parent.ends_with("blobs") {
+            self.add(&parent.join(name)).is_ok()
+        } else {
             // Ingests come and go in a directory of their own, which is not watched here.
-            if name == "blobs" {
-                self.add_below(&parent);
-            } else if parent.ends_with("blobs") {
-                let _ = self.add(&parent.join(name));
-            }
+            true
         }
     }
 }
