@@ -308,6 +308,7 @@ mod tests {
         more.send(Ok("last".into())).await.unwrap();
         drop(more);
         client.read_to_end(&mut received).await.unwrap();
+        drop(client);
 
         assert!(String::from_utf8(received).unwrap().contains("last"));
         assert_eq!(drained.await.unwrap(), 0);
