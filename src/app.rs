@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::content::ContentStore;
 use crate::content::containerd::{self, Containerd};
 use crate::mirror::{self, Mirror};
+use crate::node_token::NodeToken;
 use crate::readiness::Readiness;
 use crate::routing::Router;
 use crate::routing::kad::{self, EventLoop, Kad};
@@ -31,7 +32,7 @@ const BEFORE_THE_END: Duration = Duration::from_secs(5);
 const ROUTER_END: Duration = Duration::from_secs(2);
 
 /// The parts' own configurations, gathered.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// Candidates to bind, the first that can be.
     pub registry: Vec<SocketAddr>,
@@ -41,6 +42,8 @@ pub struct Config {
     pub mirror: mirror::Config,
     /// Hosts of the registries that are mirrored; None: every registry.
     pub mirrored: Option<HashSet<String>>,
+    /// Who is this node's own containerd; None: everybody.
+    pub token: Option<NodeToken>,
     /// From SIGTERM to SIGKILL, as the kubelet has it.
     pub grace_period: Duration,
 }
@@ -54,6 +57,7 @@ pub struct App {
     event_loop: EventLoop,
     mirror: Mirror,
     mirrored: Option<HashSet<String>>,
+    token: Option<NodeToken>,
     access: registry::access::Metrics,
     metrics: Registry,
     readiness: Readiness,
@@ -70,6 +74,9 @@ impl App {
             .context("process metrics")?;
         let readiness = Readiness::new();
 
+        if let Some(token) = &config.token {
+            token.check()?;
+        }
         let registry = Server::bind(&config.registry)
             .await
             .context("--registry-addr")?;
@@ -96,6 +103,7 @@ impl App {
             event_loop,
             mirror,
             mirrored: config.mirrored,
+            token: config.token,
             access: registry::access::Metrics::new(&metrics),
             metrics,
             readiness,
@@ -126,6 +134,7 @@ impl App {
                 readiness: self.readiness.clone(),
                 metrics: self.access,
                 mirrored: self.mirrored.map(Arc::new),
+                token: self.token.map(Arc::new),
             }),
             shutdown.clone(),
         ));

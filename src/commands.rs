@@ -8,13 +8,16 @@ use std::path::Path;
 use serde::Serialize;
 use tracing::{info, warn};
 
-use crate::config::VersionFormat;
+use crate::config::{Configuration, VersionFormat};
 use crate::hosts::{self, Done};
+use crate::node_token;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Hosts(#[from] hosts::Error),
+    #[error(transparent)]
+    Token(#[from] node_token::Error),
     /// Nobody reads what was done; it is done nevertheless.
     #[error("cannot write to stdout: {0}")]
     Output(#[from] io::Error),
@@ -29,15 +32,22 @@ impl Error {
         const TRY_AGAIN: u8 = 75;
         match self {
             Error::Hosts(hosts::Error::Busy(_)) => TRY_AGAIN,
-            Error::Hosts(hosts::Error::Io { .. }) | Error::Output(_) => IO,
+            Error::Hosts(hosts::Error::Io { .. }) | Error::Token(_) | Error::Output(_) => IO,
         }
     }
 }
 
-/// Makes this node's containerd ask us.
-pub fn configuration(config: &hosts::Config, out: &mut impl Write) -> Result<(), Error> {
-    let done = hosts::configure(config)?;
-    let directory = config.directory.display();
+/// Makes this node's containerd ask us, and known to us where there is a place for its token.
+pub fn configuration(config: &Configuration, out: &mut impl Write) -> Result<(), Error> {
+    let mut hosts = config.hosts.clone();
+    if let Some(data_dir) = &config.data_dir {
+        hosts.token = Some(hosts::Token {
+            header: node_token::HEADER,
+            value: node_token::load_or_create(data_dir)?,
+        });
+    }
+    let done = hosts::configure(&hosts)?;
+    let directory = hosts.directory.display();
     info!(%directory, files = done.len(), "containerd is configured to ask the mirror");
     report(&done, out)
 }
@@ -114,11 +124,15 @@ mod tests {
         let root = tempfile::tempdir().expect("tempdir");
         let at = |name: &str| root.path().join(name).display().to_string();
         std::fs::create_dir(root.path().join("ghcr.io")).expect("mkdir");
-        let config = hosts::Config {
-            directory: root.path().to_path_buf(),
-            registries: hosts::Registry::list(&["*"]).expect("registries"),
-            targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
-            resolve_tags: true,
+        let config = Configuration {
+            hosts: hosts::Config {
+                directory: root.path().to_path_buf(),
+                registries: hosts::Registry::list(&["*"]).expect("registries"),
+                targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
+                resolve_tags: true,
+                token: None,
+            },
+            data_dir: None,
         };
 
         assert_eq!(
@@ -138,11 +152,15 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_changed_ends_with_a_code_and_its_name() {
         let file = tempfile::NamedTempFile::new().expect("tempfile");
-        let config = hosts::Config {
-            directory: file.path().join("certs.d"),
-            registries: vec![hosts::Registry::Every],
-            targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
-            resolve_tags: true,
+        let config = Configuration {
+            hosts: hosts::Config {
+                directory: file.path().join("certs.d"),
+                registries: vec![hosts::Registry::Every],
+                targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
+                resolve_tags: true,
+                token: None,
+            },
+            data_dir: None,
         };
 
         let error = configuration(&config, &mut Vec::new()).expect_err("below a file");

@@ -33,7 +33,7 @@ pub struct CommandLine {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     Registry(Box<Registry>),
-    Configuration(hosts::Config),
+    Configuration(Configuration),
     Cleanup(Cleanup),
     Version(VersionFormat),
 }
@@ -49,6 +49,8 @@ pub struct Registry {
     pub containerd_content_path: Option<PathBuf>,
     /// None: a new identity at each start.
     pub data_dir: Option<PathBuf>,
+    /// Whether nobody is served without the node's token, peers excepted.
+    pub require_node_token: bool,
     pub router_addr: ListenAddr,
     pub registry_addr: ListenAddr,
     pub mirror_resolve_timeout: Duration,
@@ -57,6 +59,15 @@ pub struct Registry {
     /// Empty: [`default_route_addrs`] are announced.
     pub advertise_addrs: Vec<IpAddr>,
     pub shutdown_grace_period: Duration,
+}
+
+/// What containerd is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// As it stands on the command line: without the node's token.
+    pub hosts: hosts::Config,
+    /// Where the node's token is kept; None: there is none.
+    pub data_dir: Option<PathBuf>,
 }
 
 /// How the first peers are found.
@@ -237,8 +248,8 @@ struct RawRegistry {
     )]
     containerd_content_path: String,
 
-    /// Where this node's identity is kept. Default: nowhere; with each start the node is a new peer, and what was
-    /// told of the old one leads nowhere for up to 19 minutes.
+    /// Where this node's identity and token are kept. Default: nowhere; with each start the node is a new peer, and
+    /// what was told of the old one leads nowhere for up to 19 minutes.
     #[arg(
         long,
         env = "DATA_DIR",
@@ -247,6 +258,14 @@ struct RawRegistry {
         value_name = "PATH"
     )]
     data_dir: String,
+
+    /// Serves nobody but peers and the containerd that sends the token which `configuration --data-dir` has made. Without
+    /// this, whoever lacks the token still gets what the node holds, and nothing is fetched for him.
+    #[arg(
+        long, env = "REQUIRE_NODE_TOKEN", default_value = "false", default_missing_value = "true",
+        num_args = 0..=1, require_equals = true, value_name = "true|false"
+    )]
+    require_node_token: String,
 
     /// Where other peers reach this node to find content. Every node must be able to reach every other here.
     #[arg(
@@ -329,6 +348,18 @@ struct RawConfiguration {
         require_equals = true, value_name = "true|false"
     )]
     resolve_tags: String,
+
+    /// Where the node's token is kept: made here once, sent by containerd to the mirror, and required by `registry` with
+    /// the same directory before it fetches anything for anybody. Files with it are readable by root alone. Default:
+    /// there is none, and whoever reaches the mirror can use it.
+    #[arg(
+        long,
+        env = "DATA_DIR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "PATH"
+    )]
+    data_dir: String,
 }
 
 #[derive(Debug, Args)]
@@ -386,6 +417,15 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         absolute,
     );
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
+    let require_node_token = reader.boolean("require-node-token", &raw.require_node_token);
+    if let (Some(None), Some(true)) = (&data_dir, require_node_token) {
+        reader.mistake(
+            "data-dir",
+            "",
+            "is missing, and --require-node-token is set",
+            "name the directory that `peili configuration --data-dir` was given",
+        );
+    }
     let router_addr = reader.listen("router-addr", &raw.router_addr);
     let registry_addr = reader.listen("registry-addr", &raw.registry_addr);
     let mirrored_registries = reader.registries(&raw.mirrored_registries);
@@ -440,6 +480,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         containerd_namespace: containerd_namespace?,
         containerd_content_path: containerd_content_path?,
         data_dir: data_dir?,
+        require_node_token: require_node_token?,
         router_addr: router_addr?,
         registry_addr: registry_addr?,
         mirror_resolve_timeout: mirror_resolve_timeout?,
@@ -561,21 +602,22 @@ fn can_be_reached(ip: IpAddr) -> bool {
     !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast()
 }
 
-fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<hosts::Config> {
+fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configuration> {
     let directory = reader.directory(&raw.directory);
     let registries = reader.registries(&raw.mirrored_registries);
     let targets: Vec<_> = list(&raw.mirror_targets).collect();
     let targets = reader.hosts("mirror-targets", hosts::Targets::list(&targets));
-    let resolve_tags = reader.read("resolve-tags", &raw.resolve_tags, |text| match text {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => refuse("is neither true nor false", "write true or false"),
-    });
-    Some(hosts::Config {
-        directory: directory?,
-        registries: registries?,
-        targets: targets?,
-        resolve_tags: resolve_tags?,
+    let resolve_tags = reader.boolean("resolve-tags", &raw.resolve_tags);
+    let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
+    Some(Configuration {
+        hosts: hosts::Config {
+            directory: directory?,
+            registries: registries?,
+            targets: targets?,
+            resolve_tags: resolve_tags?,
+            token: None,
+        },
+        data_dir: data_dir?,
     })
 }
 
@@ -681,6 +723,14 @@ impl Reader {
         self.read(flag, text, read).map(Some)
     }
 
+    fn boolean(&mut self, flag: &str, text: &str) -> Option<bool> {
+        self.read(flag, text, |text| match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => refuse("is neither true nor false", "write true or false"),
+        })
+    }
+
     fn listen(&mut self, flag: &str, text: &str) -> Option<ListenAddr> {
         self.read(flag, text, listen_addr)
     }
@@ -780,6 +830,7 @@ mod tests {
                 containerd_namespace: "k8s.io".to_string(),
                 containerd_content_path: None,
                 data_dir: None,
+                require_node_token: false,
                 router_addr: ListenAddr::every(5001),
                 registry_addr: ListenAddr::every(5000),
                 mirror_resolve_timeout: Duration::from_millis(20),
@@ -800,14 +851,17 @@ mod tests {
             panic!("another command");
         };
 
-        let hosts: Vec<_> = config.registries.iter().map(|r| r.host()).collect();
+        let hosts: Vec<_> = config.hosts.registries.iter().map(|r| r.host()).collect();
         assert_eq!(hosts, [Some("docker.io"), Some("ghcr.io")]);
         assert_eq!(
-            config.targets.urls().collect::<Vec<_>>(),
+            config.hosts.targets.urls().collect::<Vec<_>>(),
             ["http://192.0.2.7:30020", "http://192.0.2.8:30020"]
         );
-        assert!(!config.resolve_tags);
-        assert_eq!(config.directory, PathBuf::from("/etc/containerd/certs.d"));
+        assert!(!config.hosts.resolve_tags);
+        assert_eq!(
+            config.hosts.directory,
+            PathBuf::from("/etc/containerd/certs.d")
+        );
     }
 
     #[test]
@@ -817,7 +871,7 @@ mod tests {
             let Command::Configuration(config) = command(&words) else {
                 panic!("{words}");
             };
-            assert!(config.resolve_tags, "{words}");
+            assert!(config.hosts.resolve_tags, "{words}");
         }
     }
 

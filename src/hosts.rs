@@ -23,6 +23,15 @@ pub struct Config {
     pub targets: Targets,
     /// Whether tags are resolved through us, too, and not content by digest alone.
     pub resolve_tags: bool,
+    /// By what the targets know this node's containerd. Files with it are for root alone.
+    pub token: Option<Token>,
+}
+
+/// A request header that containerd sends to every target. The value is plain hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub header: &'static str,
+    pub value: String,
 }
 
 /// Puts the targets in front of the registries. What was in the directory before us is kept for [`cleanup`]; repeating
@@ -30,7 +39,13 @@ pub struct Config {
 pub fn configure(config: &Config) -> Result<Vec<Done>, Error> {
     let files = config.registries.iter().map(|registry| certs_d::Wanted {
         directory: registry.directory().to_string(),
-        text: toml::render(registry, &config.targets, config.resolve_tags),
+        text: toml::render(
+            registry,
+            &config.targets,
+            config.resolve_tags,
+            config.token.as_ref(),
+        ),
+        is_secret: config.token.is_some(),
     });
     certs_d::install(&config.directory, &files.collect::<Vec<_>>())
 }

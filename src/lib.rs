@@ -19,7 +19,7 @@
 //!          hosts     kad   │    containerd                 ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: metrics, readiness, server, shutdown, telemetry
+//!    beside the stack: metrics, node_token, private_file, readiness, server, shutdown, telemetry
 //! ```
 //!
 //! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and
@@ -35,7 +35,9 @@ pub mod content;
 pub mod hosts;
 pub mod metrics;
 pub mod mirror;
+pub mod node_token;
 pub mod oci;
+pub mod private_file;
 pub mod readiness;
 pub mod registry;
 pub mod routing;

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::routing::get;
 use peili::app::{self, App};
 use peili::config::{self, Bootstrap, Cleanup, Command, CommandLine, ListenAddr};
+use peili::node_token::NodeToken;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
 use peili::{commands, content, mirror, routing, telemetry};
@@ -116,6 +117,7 @@ fn app_config(config: config::Registry) -> app::Config {
         },
         Bootstrap::Static { peers } => routing::bootstrap::Bootstrap::Static(peers),
     };
+    let token_dir = config.data_dir.clone();
     let advertise = match config.advertise_addrs {
         none if none.is_empty() => config::default_route_addrs(),
         some => some,
@@ -144,6 +146,7 @@ fn app_config(config: config::Registry) -> app::Config {
             .iter()
             .map(|registry| registry.host().map(str::to_string))
             .collect(),
+        token: token_dir.map(|dir| NodeToken::new(&dir, config.require_node_token)),
         grace_period: config.shutdown_grace_period,
     }
 }

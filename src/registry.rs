@@ -26,6 +26,7 @@ use hyper::body::Body as _;
 
 use crate::content::{ContentStore, StoreError};
 use crate::mirror::{Mirror, Wanted};
+use crate::node_token::{self, Caller, NodeToken};
 use crate::oci::distribution::{MIRRORED, OCI_NAMESPACE, Resource};
 use crate::readiness::Readiness;
 use crate::server::flush::Flushes;
@@ -41,6 +42,8 @@ pub struct Registry {
     pub metrics: access::Metrics,
     /// Hosts of the registries whose content is fetched from peers; None: every registry's.
     pub mirrored: Option<Arc<HashSet<String>>>,
+    /// Who is this node's own containerd; None: everybody.
+    pub token: Option<Arc<NodeToken>>,
 }
 
 /// All routes of the registry port.
@@ -92,6 +95,8 @@ struct Asked {
     range: Option<String>,
     is_head: bool,
     from_peer: bool,
+    /// Whether it is this node's containerd that asks.
+    is_ours: bool,
 }
 
 /// An answer, whose source the access line will tell.
@@ -107,7 +112,20 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
     let is_head = parts.method == Method::HEAD;
     let flushes: Flushes = parts.extensions.get().cloned().unwrap_or_default();
 
-    let answered = match understand(parts, from_peer) {
+    let caller = match &registry.token {
+        Some(token) if !from_peer => token.caller(
+            parts
+                .headers
+                .get(node_token::HEADER)
+                .map(HeaderValue::as_bytes),
+        ),
+        _ => Caller::Ours,
+    };
+    let understood = match caller {
+        Caller::Refused => Err(Error::Refused),
+        caller => understand(parts, from_peer, caller == Caller::Ours),
+    };
+    let answered = match understood {
         Ok(_) if has_body(body).await => Err(Error::RequestBody),
         Ok(asked) => {
             access.understood(asked.ns.as_deref());
@@ -130,6 +148,9 @@ impl Registry {
     fn wanted(&self, asked: &Asked) -> Result<Wanted, Miss> {
         if asked.from_peer {
             return Err(Miss::AskedByPeer);
+        }
+        if !asked.is_ours {
+            return Err(Miss::Stranger);
         }
         if let (Some(mirrored), Some(ns)) = (&self.mirrored, &asked.ns)
             && !mirrored.contains(ns)
@@ -158,7 +179,7 @@ impl Registry {
     }
 }
 
-fn understand(parts: Parts, from_peer: bool) -> Result<Asked, Error> {
+fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Error> {
     if parts.method != Method::GET && parts.method != Method::HEAD {
         return Err(Error::Method(parts.method));
     }
@@ -185,6 +206,7 @@ fn understand(parts: Parts, from_peer: bool) -> Result<Asked, Error> {
             .map(str::to_string),
         is_head: parts.method == Method::HEAD,
         from_peer,
+        is_ours,
     })
 }
 

@@ -11,7 +11,15 @@ use std::path::{Path, PathBuf};
 const MACROS: &[&str] = &["routing_conformance"];
 const WORDS: &[&str] = &["oci"];
 /// Beside the stack: these import nothing of ours, so everybody may import them.
-const BESIDE: &[&str] = &["readiness", "shutdown", "metrics", "telemetry", "server"];
+const BESIDE: &[&str] = &[
+    "metrics",
+    "node_token",
+    "private_file",
+    "readiness",
+    "server",
+    "shutdown",
+    "telemetry",
+];
 const SEAMS: &[&str] = &["content", "routing"];
 /// What implements the seams. Only the process names them.
 const SEAM_ADAPTERS: &[&str] = &[
@@ -30,6 +38,8 @@ const EDGES: &[&str] = &["registry", "admin", "doctor"];
 const RULES: &[(&str, &[&[&str]])] = &[
     ("oci", &[]),
     //
+    ("node_token", &[&["private_file"]]),
+    ("private_file", &[]),
     ("readiness", &[]),
     ("shutdown", &[]),
     ("metrics", &[]),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peili::mirror::{self, Mirror};
+use peili::node_token::{self, NodeToken};
 use peili::oci::{Digest, ImageName, Key, TagName};
 use peili::readiness::Readiness;
 use peili::registry::{self, Registry};
@@ -33,10 +34,10 @@ struct Node {
 
 impl Node {
     async fn in_swarm(swarm: &FakeSwarm) -> Self {
-        Self::mirroring(swarm, None).await
+        Self::with(swarm, None, None).await
     }
 
-    async fn mirroring(swarm: &FakeSwarm, mirrored: Option<&[&str]>) -> Self {
+    async fn with(swarm: &FakeSwarm, mirrored: Option<&[&str]>, token: Option<NodeToken>) -> Self {
         let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await;
         let server = server.unwrap();
         let address = server.local_addr().unwrap();
@@ -53,6 +54,7 @@ impl Node {
             metrics: registry::access::Metrics::new(&metrics),
             mirrored: mirrored
                 .map(|hosts| Arc::new(hosts.iter().map(|host| (*host).to_string()).collect())),
+            token: token.map(Arc::new),
         });
         let shutdown = Shutdown::new();
         shutdown.spawn(server.run(routes, shutdown.clone()));
@@ -340,13 +342,49 @@ async fn a_peers_request_goes_no_further() {
 async fn only_mirrored_registries_are_looked_up() {
     let swarm = FakeSwarm::new();
     let holder = Node::in_swarm(&swarm).await;
-    let asker = Node::mirroring(&swarm, Some(&["docker.io"])).await;
+    let asker = Node::with(&swarm, Some(&["docker.io"]), None).await;
     let blob = holder.hold("blob").await;
 
     let path = |ns| format!("/v2/app/blobs/{blob}?ns={ns}");
 
     assert_eq!(asker.get(&path("docker.io")).await.status, 200);
     assert_eq!(asker.get(&path("ghcr.io")).await.status, 404);
+}
+
+#[tokio::test]
+async fn only_who_sends_the_nodes_token_is_fetched_for() {
+    let (swarm, data) = (FakeSwarm::new(), tempfile::tempdir().unwrap());
+    let token = node_token::load_or_create(data.path()).unwrap();
+    let holder = Node::in_swarm(&swarm).await;
+    let there = holder.hold("there").await;
+    for is_required in [false, true] {
+        let judge = NodeToken::new(data.path(), is_required);
+        let node = Node::with(&swarm, None, Some(judge)).await;
+        let here = node.hold("here").await;
+        let (there, here) = (
+            format!("/v2/app/blobs/{there}"),
+            format!("/v2/app/blobs/{here}"),
+        );
+        let ours = [(node_token::HEADER, token.as_str())];
+        let wrong = [(node_token::HEADER, "wrong")];
+        let peer = [("x-spegel-mirrored", "true")];
+        let stranger = if is_required { 404 } else { 200 };
+        for (headers, held, fetched) in [
+            (&ours[..], 200, 200),
+            (&wrong, stranger, 404),
+            (&[], stranger, 404),
+            (&peer, 200, 404),
+        ] {
+            let case = format!("{headers:?}, required: {is_required}");
+            assert_eq!(node.ask("GET", &here, headers).await.status, held, "{case}");
+            assert_eq!(
+                node.ask("GET", &there, headers).await.status,
+                fetched,
+                "{case}"
+            );
+        }
+        assert_eq!(node.get("/readyz").await.status, 200);
+    }
 }
 
 #[tokio::test]

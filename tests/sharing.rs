@@ -286,6 +286,57 @@ async fn the_wildcard_mirrors_a_registry_that_does_not_even_exist() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_the_nodes_own_containerd_has_its_token() {
+    let lab = lab_or_skip!();
+    let nodes = nodes(&lab, 2).await;
+    let (holder, puller) = (&nodes[0], &nodes[1]);
+    let image = lab
+        .make(ImageSpec::new("test/app:v1").layers([MIB]))
+        .await
+        .unwrap();
+    holder.import(&image).await.unwrap();
+    let v1 = manifest_path(&image, "v1");
+    answered(puller, &v1, 200, AT_ALL).await;
+
+    let certs_d = puller.containerd().certs_d();
+    let hosts_toml = certs_d.join(lab.registry.host()).join("hosts.toml");
+    let certs_d = certs_d.display().to_string();
+    let target = format!("http://{}", puller.peili().registry());
+    let registry = format!("http://{}", lab.registry.host());
+    let data_dir = puller.dir().join("peili-data").display().to_string();
+    let configure = [
+        "configuration",
+        "--containerd-registry-config-path",
+        &certs_d,
+        "--mirror-targets",
+        &target,
+        "--mirrored-registries",
+        &registry,
+        "--data-dir",
+        &data_dir,
+    ];
+    puller
+        .peili()
+        .run(puller.netns(), &configure)
+        .await
+        .unwrap();
+
+    // From now on a stranger gets nothing fetched, and containerd, which sends the token, does.
+    answered(puller, &v1, 404, AT_ALL).await;
+    let mode = std::fs::metadata(&hosts_toml).unwrap().permissions();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+        0o600
+    );
+    lab.stop_registry().await.unwrap();
+    puller.cri_pull(&image.reference()).await.unwrap();
+    assert_eq!(
+        from_peers(puller).await,
+        image.pulled_bytes() + image.manifest.size
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn containerd_may_come_late_and_go_and_come_back() {
     let lab = lab_or_skip!();
     let other = lab.node(NodeOptions::default()).await.unwrap();

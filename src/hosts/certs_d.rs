@@ -37,6 +37,8 @@ pub struct Wanted {
     /// Below certs.d.
     pub directory: String,
     pub text: String,
+    /// Whether it is for root's eyes only.
+    pub is_secret: bool,
 }
 
 /// What was done, for a person to read.
@@ -181,17 +183,19 @@ fn put(
     let file = place.join("hosts.toml");
     let owner = owner(&place, complete);
     if owner == Owner::Mirror {
-        if fs::read(&file).is_ok_and(|text| text == wanted.text.as_bytes()) {
+        if fs::read(&file).is_ok_and(|text| text == wanted.text.as_bytes())
+            && disk::is_secret(&file) == wanted.is_secret
+        {
             done.push(Done::Unchanged(file));
             return Ok(());
         }
-        disk::write_hosts_toml(&place, &wanted.text)?;
+        disk::write_hosts_toml(&place, &wanted.text, wanted.is_secret)?;
         done.push(Done::Written(file));
         return Ok(());
     }
     let scrap = certs_d.join(SCRAP);
     if owner == Owner::Nobody {
-        prepare(&scrap, &wanted.text)?;
+        prepare(&scrap, wanted)?;
         disk::rename(&scrap, &place)?;
     } else {
         // Made ready where the foreign one will be kept, so that one exchange brings both to their places.
@@ -200,7 +204,7 @@ fn put(
             strip(certs_d, &ready)?;
         }
         ready = disk::free_name(&ready);
-        prepare(&scrap, &wanted.text)?;
+        prepare(&scrap, wanted)?;
         disk::rename(&scrap, &ready)?;
         disk::exchange(&ready, &place, &scrap)?;
         done.push(Done::BackedUp(place));
@@ -209,9 +213,9 @@ fn put(
     Ok(())
 }
 
-fn prepare(directory: &Path, text: &str) -> Result<(), Error> {
+fn prepare(directory: &Path, wanted: &Wanted) -> Result<(), Error> {
     disk::make_directory(directory)?;
-    disk::write_hosts_toml(directory, text)
+    disk::write_hosts_toml(directory, &wanted.text, wanted.is_secret)
 }
 
 /// Spegel's files bear no mark; `spegels` takes what looks like one for one, which is right only beside a `_backup`.
@@ -378,6 +382,7 @@ mod tests {
         let wanted = directories.iter().map(|directory| Wanted {
             directory: (*directory).to_string(),
             text: text.to_string(),
+            is_secret: false,
         });
         wanted.collect()
     }

@@ -26,8 +26,10 @@ pub enum Error {
 /// Name under which a file grows before it gets its own.
 pub const UNFINISHED: &str = ".hosts.toml.peili";
 
-/// containerd runs as root, but its clients that read the file (nerdctl, ctr) may not; there is nothing secret in it.
+/// containerd runs as root, but its clients that read the file (nerdctl, ctr) may not.
 const FILE_MODE: u32 = 0o644;
+/// Unless there is something secret in it.
+const SECRET_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o755;
 
 /// Held while the directory is changed; the kernel takes it back from a process that dies.
@@ -89,14 +91,21 @@ pub fn make_directory(path: &Path) -> Result<(), Error> {
     sync(parent.unwrap_or(Path::new(".")))
 }
 
+pub fn is_secret(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|found| found.permissions().mode() & 0o777 == SECRET_MODE)
+}
+
 /// Writes `hosts.toml` in `directory`: whoever opens it sees the old file or the new one, whole.
-pub fn write_hosts_toml(directory: &Path, text: &str) -> Result<(), Error> {
+pub fn write_hosts_toml(directory: &Path, text: &str, is_secret: bool) -> Result<(), Error> {
     let unfinished = directory.join(UNFINISHED);
     let (half, rest) = text.as_bytes().split_at(text.len() / 2);
 
+    let mode = if is_secret { SECRET_MODE } else { FILE_MODE };
+
     step("create", &unfinished)?;
     let mut file = File::create(&unfinished).map_err(failed("create", &unfinished))?;
-    file.set_permissions(Permissions::from_mode(FILE_MODE))
+    file.set_permissions(Permissions::from_mode(mode))
         .and_then(|()| file.write_all(half))
         .map_err(failed("write", &unfinished))?;
     step("write", &unfinished)?;

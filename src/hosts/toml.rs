@@ -1,6 +1,6 @@
 //! Renders one `hosts.toml`, and tells whether one was rendered by us.
 
-use super::{Registry, Targets};
+use super::{Registry, Targets, Token};
 
 /// How every file of ours begins. It is how we know them again, so it must stay as it is.
 const MARKER: &str = "# Written by peili.";
@@ -9,7 +9,13 @@ const MARKER: &str = "# Written by peili.";
 /// request; containerd 1.6 and 1.7 ignore the key.
 const DIAL_TIMEOUT: &str = "200ms";
 
-pub fn render(registry: &Registry, targets: &Targets, resolve_tags: bool) -> String {
+/// `token` is sent to every target, as the header of that name.
+pub fn render(
+    registry: &Registry,
+    targets: &Targets,
+    resolve_tags: bool,
+    token: Option<&Token>,
+) -> String {
     let mut text =
         format!("{MARKER} Edits are lost; `peili cleanup` brings back what was here before.\n");
     // Under the wildcard a `server` would be asked for everybody's images; without one each registry is its own.
@@ -26,6 +32,9 @@ pub fn render(registry: &Registry, targets: &Targets, resolve_tags: bool) -> Str
         text += &format!(
             "\n[host.\"{url}\"]\ncapabilities = {capabilities}\ndial_timeout = \"{DIAL_TIMEOUT}\"\n"
         );
+        if let Some(Token { header, value }) = token {
+            text += &format!("\n[host.\"{url}\".header]\n{header} = [\"{value}\"]\n");
+        }
     }
     text
 }
@@ -63,11 +72,29 @@ mod tests {
     fn rendered(registry: &str, targets: &[&str], resolve_tags: bool) -> String {
         let registry = registry.parse().expect("a registry");
         let targets = Targets::list(targets).expect("targets");
-        render(&registry, &targets, resolve_tags)
+        render(&registry, &targets, resolve_tags, None)
     }
 
     fn parsed(text: &str) -> toml::Table {
         text.parse().unwrap_or_else(|e| panic!("{e}\n{text}"))
+    }
+
+    #[test]
+    fn a_token_is_sent_to_every_target() {
+        let targets =
+            Targets::list(&["http://192.0.2.7:1", "http://192.0.2.8:1"]).expect("targets");
+        let token = Token {
+            header: "x-peili-token",
+            value: "0123".to_string(),
+        };
+
+        let text = render(&Registry::Every, &targets, true, Some(&token));
+
+        let hosts = &parsed(&text)["host"];
+        for host in ["http://192.0.2.7:1", "http://192.0.2.8:1"] {
+            let sent = hosts[host]["header"]["x-peili-token"].as_array();
+            assert_eq!(sent.expect("a list")[0].as_str(), Some("0123"));
+        }
     }
 
     #[test]

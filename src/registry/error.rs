@@ -15,6 +15,11 @@ pub(super) enum Error {
     Path(PathError),
     #[error("method {0} is not supported: this registry is read only")]
     Method(Method),
+    /// 404 and nothing stronger: if it is a containerd that strayed here, it goes on to its next host at once.
+    #[error(
+        "only this node's containerd and peers are served: the node's token is missing or wrong"
+    )]
+    Refused,
     #[error("a GET or HEAD has no body here")]
     RequestBody,
     #[error("manifest unknown")]
@@ -30,6 +35,8 @@ pub(super) enum Error {
 pub(super) enum Miss {
     #[error("not held here, and a peer's request goes no further")]
     AskedByPeer,
+    #[error("not held here, and without the node's token nothing is fetched")]
+    Stranger,
     #[error("not held here, and {0} is not among the mirrored registries")]
     NotMirrored(String),
     #[error("not held here, and a tag of which registry? A mirror needs ?ns=<registry> to know")]
@@ -77,6 +84,7 @@ impl Error {
                 (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid)
             }
             Error::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+            Error::Refused => (StatusCode::NOT_FOUND, ErrorCode::Denied),
             Error::RequestBody => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
             Error::NoManifest(_) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
             Error::NoBlob(_) => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),

@@ -3,11 +3,12 @@
 //! Other nodes know this one by its public key. With a new one at each start, every record told before would name a peer
 //! that no longer exists, at an address where somebody else answers.
 
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use libp2p::identity::Keypair;
+
+use crate::private_file;
 
 const FILE: &str = "private.key";
 
@@ -36,7 +37,7 @@ pub fn load_or_create(data_dir: Option<&Path>) -> Result<Keypair, IdentityError>
     let path = dir.join(FILE);
     match std::fs::read(&path) {
         Ok(bytes) => decode(&bytes, &path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(dir, &path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(&path),
         Err(source) => Err(IdentityError::Io {
             action: "read",
             path,
@@ -56,7 +57,7 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Keypair, IdentityError> {
     Keypair::from_protobuf_encoding(bytes).map_err(|e| broken(e.to_string()))
 }
 
-fn create(dir: &Path, path: &Path) -> Result<Keypair, IdentityError> {
+fn create(path: &Path) -> Result<Keypair, IdentityError> {
     let keypair = Keypair::generate_ed25519();
     let bytes = keypair
         .to_protobuf_encoding()
@@ -64,32 +65,18 @@ fn create(dir: &Path, path: &Path) -> Result<Keypair, IdentityError> {
             path: path.to_path_buf(),
             reason: e.to_string(),
         })?;
-    let io = |action| {
-        let path = path.to_path_buf();
-        move |source| IdentityError::Io {
-            action,
-            path,
-            source,
-        }
-    };
-    std::fs::create_dir_all(dir).map_err(io("create the directory of"))?;
-    // A crash leaves the old file, the new one, or none, and never half of one.
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io("write"))?;
-    file.as_file()
-        .set_permissions(std::fs::Permissions::from_mode(0o600))
-        .map_err(io("set the mode of"))?;
-    file.write_all(&bytes).map_err(io("write"))?;
-    file.as_file().sync_all().map_err(io("write"))?;
-    file.persist(path).map_err(|e| io("write")(e.error))?;
-    std::fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(io("write"))?;
+    private_file::create(path, &bytes).map_err(|source| IdentityError::Io {
+        action: "write",
+        path: path.to_path_buf(),
+        source,
+    })?;
     Ok(keypair)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_node_keeps_its_name_across_restarts() {
