@@ -5,6 +5,7 @@
 
 mod blob_dir;
 pub mod containerd;
+pub mod layout;
 mod skipped;
 
 use std::collections::HashSet;

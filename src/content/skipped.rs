@@ -1,4 +1,4 @@
-//! Image names that are not shared, so that each is logged once and not with every listing.
+//! Names (of images, of blobs) that are not shared, so that each is logged once and not with every listing.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +15,7 @@ impl Skipped {
     pub fn say(&self, name: &str, reason: &str) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if said.len() < MAX && said.insert(name.to_string()) {
-            warn!(image = name, reason, "image name is not shared");
+            warn!(name, reason, "not shared");
         }
     }
 
