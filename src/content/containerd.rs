@@ -40,7 +40,7 @@ use paths::Opened;
 /// this much (defaults.DefaultMaxRecvMsgSize).
 const MAX_MESSAGE: usize = 16 << 20;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// containerd's gRPC socket.
     pub socket: PathBuf,
