@@ -150,6 +150,10 @@ impl LoopbackNode {
         Ok(metric(&answer.expect(200)?.text(), name, labels))
     }
 
+    pub fn is_running(&self) -> bool {
+        self.daemon.lock().unwrap().is_some()
+    }
+
     /// SIGTERM; how it ended, None if it did not run.
     pub async fn stop(&self) -> Result<Option<ExitStatus>> {
         let daemon = self.daemon.lock().unwrap().take();
