@@ -1,4 +1,5 @@
-//! Peilis with OCI layouts, as processes on loopback: what a layout holds, the cluster has. Needs no root.
+//! Peilis with OCI layouts: what a layout holds, the cluster has. As processes on loopback, which needs no root, and as
+//! docs/air-gapped.md has it, with real containerds.
 
 #[allow(dead_code, reason = "each test uses its part of the lab")]
 mod lab;
@@ -8,10 +9,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::image::descriptor;
+use lab::layout::Layout;
 use lab::loopback::{Loopback, LoopbackNode};
 use lab::process::eventually;
-use lab::{Image, ImageSpec};
-use peili::oci::Digest;
+use lab::{Image, ImageSpec, NodeOptions, PeiliOptions, lab_or_skip};
+use peili::content::ContentStore;
+use peili::oci::{Digest, ImageName};
 
 const PEILI: &str = env!("CARGO_BIN_EXE_peili");
 const REGISTRY: &str = "registry.test:5000";
@@ -158,4 +161,75 @@ fn what_cannot_be_served_ends_the_process_with_a_reason_and_a_cure() {
     assert!(nowhere.contains("nowhere is not there"), "{nowhere}");
     assert!(nowhere.contains("correct --oci-layout-path"), "{nowhere}");
     assert!(no_layout.contains("oci-layout is missing"), "{no_layout}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layout_seeds_real_nodes_that_have_no_registry() {
+    let lab = lab_or_skip!();
+    let spec = ImageSpec::new("test/app:v1").index().layers([5 << 20, 100]);
+    let image = lab.make(spec).await.unwrap();
+    lab.stop_registry().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::create(&dir.path().join("images")).unwrap();
+    layout.add(&image).unwrap();
+    let path = layout.dir().display().to_string();
+    let [seed, node] = [NodeOptions::default(), NodeOptions::default()].map(|o| lab.node(o));
+    let (seed, node) = (seed.await.unwrap(), node.await.unwrap());
+    let options = PeiliOptions::default().arg("--store", "oci-layout");
+    let options = options.arg("--oci-layout-path", &path).unconfigured();
+    seed.spawn_peili(&options).await.unwrap();
+    node.start_peili().await.unwrap();
+    seed.peili_ready().await.unwrap();
+    let registry = image.reference().split('/').next().unwrap().to_owned();
+    let tag = format!("/v2/{}/manifests/v1?ns={registry}", image.name());
+    eventually("the image being found", SOON * 5, async || {
+        let answer = node.http_get(&tag).await?;
+        Ok(answer.status.is_success().then_some(()))
+    })
+    .await
+    .unwrap();
+
+    let pulled = node.cri_pull(&image.reference()).await.unwrap();
+
+    assert_eq!(pulled.id, image.config.digest);
+    assert!(image.pulled().all(|blob| node.holds(&blob.digest)));
+    assert!(image.pulled().all(|blob| !seed.holds(&blob.digest)));
+}
+
+#[tokio::test]
+async fn what_ctr_exports_is_a_layout_with_names() {
+    let lab = lab_or_skip!();
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+    let spec = |name, seed| ImageSpec::new(name).seed(seed).layers([1 << 20]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut images = Vec::new();
+    for spec in [spec("test/a:v1", 1), spec("test/b:v2", 2)] {
+        let image = spec.build(REGISTRY, dir.path()).unwrap();
+        node.import(&image).await.unwrap();
+        images.push(image);
+    }
+    let (archive, path) = (dir.path().join("seed.tar"), dir.path().join("layout"));
+    let archive_path = archive.display().to_string();
+    let (a, b) = (images[0].reference(), images[1].reference());
+    let args = ["images", "export", &archive_path, &a, &b];
+    node.ctr(&args).await.unwrap();
+    let mut archive = tar::Archive::new(std::fs::File::open(archive).unwrap());
+    archive.unpack(&path).unwrap();
+
+    let store = peili::content::layout::Layout::new(
+        peili::content::layout::Config { path },
+        peili::readiness::Readiness::new(),
+    )
+    .unwrap();
+
+    for image in &images {
+        let name: ImageName = image.reference().parse().unwrap();
+        let digest = store.resolve(&name.tag.unwrap()).await.unwrap();
+        assert_eq!(digest.unwrap().as_str(), image.top().digest);
+        for blob in image.pulled() {
+            let digest = blob.digest.parse().unwrap();
+            let opened = store.open(&digest).await.unwrap().unwrap();
+            assert_eq!(opened.size(), blob.size);
+        }
+    }
 }
