@@ -147,11 +147,14 @@ async fn blobs_are_listed_whatever_they_are_and_other_files_are_not() {
     let mut listed = store.watch();
     listed.next().await.unwrap();
 
-    // The directory of blobs appears, then one of another algorithm.
+    // The directory of blobs appears, with something else in it, then one of another algorithm.
+    let blobs = blob_dir::blobs(root.path());
+    fs::create_dir(&blobs).unwrap();
+    fs::write(blobs.join("README"), "").unwrap();
     let small = add_blob(root.path(), "");
     until(&mut listed, &small.clone().into(), true).await;
     let hex = "0".repeat(128);
-    let sha512 = blob_dir::blobs(root.path()).join("sha512");
+    let sha512 = blobs.join("sha512");
     fs::create_dir(&sha512).unwrap();
     fs::write(sha512.join(&hex), "unverified").unwrap();
     let long: Digest = format!("sha512:{hex}").parse().unwrap();
@@ -162,7 +165,7 @@ async fn blobs_are_listed_whatever_they_are_and_other_files_are_not() {
         blob_dir::blob(root.path(), &linked),
     )
     .unwrap();
-    fs::write(blob_dir::blobs(root.path()).join("sha256/tmp-1"), "").unwrap();
+    fs::write(blobs.join("sha256/tmp-1"), "").unwrap();
     let last = add_blob(root.path(), "last");
     until(&mut listed, &last.into(), true).await;
 

@@ -18,8 +18,10 @@ use crate::content::blob_dir::BlobDirectory;
 
 /// An image comes as a burst of files; one listing serves all of them.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Listing takes at most a tenth of the time, however large the layout and however busy.
+/// Listing takes at most a tenth of the time, however large the layout and however busy,
 const LISTING_SHARE: u32 = 10;
+/// but a node with a slow disk is not blind for longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// For what no event tells: a network file system changed elsewhere, a symbolic link to the layout that leads to another
 /// one now. Listing ten thousand blobs takes some ten milliseconds.
 const RELIST: Duration = Duration::from_secs(10);
@@ -78,7 +80,8 @@ async fn run(layout: Arc<Inner>, snapshots: mpsc::Sender<Snapshot>) {
             () = snapshots.closed() => return,
         }
         // One listing answers everything that happens until it begins.
-        let list_at = (began + took * LISTING_SHARE).max(Instant::now() + SETTLE);
+        let pause = (took * LISTING_SHARE).min(LONGEST_PAUSE);
+        let list_at = (began + pause).max(Instant::now() + SETTLE);
         loop {
             tokio::select! {
                 biased;
