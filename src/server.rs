@@ -10,7 +10,6 @@ use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,7 +134,7 @@ async fn serve(
             }
             () = drain.cancelled(), if !is_draining => {
                 is_draining = true;
-                Pin::new(&mut connection).graceful_shutdown();
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
             () = cut.cancelled() => {
                 debug!(%remote, "connection cut");
