@@ -4,7 +4,8 @@
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 ifneq ($(shell id -u),0)
 AS_ROOT := CARGO_TARGET_$(HOST)_RUNNER='sudo -E'
-# A test run must not stop to ask for a password: without sudo's consent the tests that need a lab say so and skip.
+# Neither tests nor the demo stop to ask for a password: without sudo's consent the tests that need a lab say so and
+# skip, and the demo is one that needs no root.
 AS_ROOT_IF_FREE := $(if $(shell sudo -n true 2>/dev/null && echo yes),$(AS_ROOT))
 endif
 
@@ -23,7 +24,7 @@ build: deps ## build the program
 .PHONY: demo
 demo: deps ## build a small cluster here, show an image going from node to node, take all away again
 	cargo build --bin peili --example demo
-	@$(AS_ROOT) cargo run --quiet --example demo
+	@$(AS_ROOT_IF_FREE) cargo run --quiet --example demo -- $(DEMO)
 
 .PHONY: test
 test: deps ## run every test; those that need a lab of real containerds need root

@@ -13,8 +13,10 @@ use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::config::Store;
 use crate::content::ContentStore;
-use crate::content::containerd::{self, Containerd};
+use crate::content::containerd::Containerd;
+use crate::content::layout::Layout;
 use crate::mirror::{self, Mirror};
 use crate::node_token::NodeToken;
 use crate::readiness::Readiness;
@@ -37,7 +39,7 @@ pub struct Config {
     /// Candidates to bind, the first that can be.
     pub registry: Vec<SocketAddr>,
     pub admin: Vec<SocketAddr>,
-    pub containerd: containerd::Config,
+    pub store: Store,
     pub routing: kad::Config,
     pub mirror: mirror::Config,
     /// Hosts of the registries that are mirrored; None: every registry.
@@ -52,7 +54,7 @@ pub struct Config {
 pub struct App {
     registry: Server,
     admin: Server,
-    store: Containerd,
+    store: Arc<dyn ContentStore>,
     router: Kad,
     event_loop: EventLoop,
     mirror: Mirror,
@@ -83,7 +85,10 @@ impl App {
         let admin = Server::bind(&config.admin)
             .await
             .context("--metrics-addr")?;
-        let store = Containerd::new(config.containerd, readiness.clone())?;
+        let store: Arc<dyn ContentStore> = match config.store {
+            Store::Containerd(config) => Arc::new(Containerd::new(config, readiness.clone())?),
+            Store::OciLayout(config) => Arc::new(Layout::new(config, readiness.clone())?),
+        };
         let (router, event_loop) = kad::bind(
             config.routing,
             kad::Metrics::new(&metrics),
@@ -124,12 +129,11 @@ impl App {
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<()> {
         let (registry_addr, metrics_addr) = (self.registry_addr()?, self.metrics_addr()?);
         let shutdown = Shutdown::new();
-        let store: Arc<dyn ContentStore> = Arc::new(self.store);
         let router: Arc<dyn Router> = Arc::new(self.router);
 
         shutdown.spawn(self.registry.run(
             registry::router(registry::Registry {
-                store: store.clone(),
+                store: self.store.clone(),
                 mirror: self.mirror,
                 readiness: self.readiness.clone(),
                 metrics: self.access,
@@ -143,7 +147,7 @@ impl App {
                 .run(admin::router(self.metrics), shutdown.clone()),
         );
         shutdown.spawn(advertise::run(
-            store,
+            self.store,
             router,
             self.readiness.guard("content"),
             shutdown.drain.clone(),

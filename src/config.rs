@@ -17,6 +17,7 @@ use libp2p::Multiaddr;
 
 pub use value::ListenAddr;
 
+use crate::content::{containerd, layout};
 use crate::routing::bootstrap::parse_address;
 use crate::{hosts, telemetry};
 
@@ -43,10 +44,7 @@ pub enum Command {
 pub struct Registry {
     pub bootstrap: Bootstrap,
     pub metrics_addr: ListenAddr,
-    pub containerd_sock: PathBuf,
-    pub containerd_namespace: String,
-    /// None: containerd is asked.
-    pub containerd_content_path: Option<PathBuf>,
+    pub store: Store,
     /// None: a new identity at each start.
     pub data_dir: Option<PathBuf>,
     /// Whether nobody is served without the node's token, peers excepted.
@@ -68,6 +66,13 @@ pub struct Configuration {
     pub hosts: hosts::Config,
     /// Where the node's token is kept; None: there is none.
     pub data_dir: Option<PathBuf>,
+}
+
+/// Where this node's content is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    Containerd(containerd::Config),
+    OciLayout(layout::Config),
 }
 
 /// How the first peers are found.
@@ -217,6 +222,27 @@ struct RawRegistry {
         value_name = "[IP]:PORT"
     )]
     metrics_addr: String,
+
+    /// Where this node's content is. containerd: what its containerd holds. oci-layout: a directory of images, such as
+    /// the seed of an air-gapped cluster; no containerd is needed, and the options for it are not used.
+    #[arg(
+        long,
+        env = "STORE",
+        default_value = "containerd",
+        value_name = "containerd|oci-layout"
+    )]
+    store: String,
+
+    /// An OCI image layout (a directory with oci-layout, index.json and blobs), read and followed, never written. Images
+    /// are found by names that index.json gives in full, registry/repository:tag. Required with --store=oci-layout.
+    #[arg(
+        long,
+        env = "OCI_LAYOUT_PATH",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "DIR"
+    )]
+    oci_layout_path: String,
 
     /// containerd's socket. Mount the directory that it is in: a mounted socket file is dead once containerd
     /// restarts. Who may connect here is root on the node.
@@ -400,22 +426,7 @@ struct RawVersion {
 fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     let bootstrap = bootstrap(reader, raw);
     let metrics_addr = reader.listen("metrics-addr", &raw.metrics_addr);
-    let containerd_sock = reader.read("containerd-sock", &raw.containerd_sock, |text| {
-        absolute(text.strip_prefix("unix://").unwrap_or(text))
-    });
-    let containerd_namespace = reader.read(
-        "containerd-namespace",
-        &raw.containerd_namespace,
-        |text| match text {
-            "" => refuse("is empty", "write k8s.io, which Kubernetes uses"),
-            name => Ok(name.to_string()),
-        },
-    );
-    let containerd_content_path = reader.optional(
-        "containerd-content-path",
-        &raw.containerd_content_path,
-        absolute,
-    );
+    let store = store(reader, raw);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
     let require_node_token = reader.boolean("require-node-token", &raw.require_node_token);
     if let (Some(None), Some(true)) = (&data_dir, require_node_token) {
@@ -476,9 +487,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     Some(Registry {
         bootstrap: bootstrap?,
         metrics_addr: metrics_addr?,
-        containerd_sock: containerd_sock?,
-        containerd_namespace: containerd_namespace?,
-        containerd_content_path: containerd_content_path?,
+        store: store?,
         data_dir: data_dir?,
         require_node_token: require_node_token?,
         router_addr: router_addr?,
@@ -489,6 +498,55 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         advertise_addrs,
         shutdown_grace_period: shutdown_grace_period?,
     })
+}
+
+fn store(reader: &mut Reader, raw: &RawRegistry) -> Option<Store> {
+    let socket = reader.read("containerd-sock", &raw.containerd_sock, |text| {
+        absolute(text.strip_prefix("unix://").unwrap_or(text))
+    });
+    let namespace = reader.read(
+        "containerd-namespace",
+        &raw.containerd_namespace,
+        |text| match text {
+            "" => refuse("is empty", "write k8s.io, which Kubernetes uses"),
+            name => Ok(name.to_string()),
+        },
+    );
+    let content_path = reader.optional(
+        "containerd-content-path",
+        &raw.containerd_content_path,
+        absolute,
+    );
+    let path = reader.optional("oci-layout-path", &raw.oci_layout_path, absolute);
+    match (raw.store.trim(), path?) {
+        ("containerd", None) => {
+            return Some(Store::Containerd(containerd::Config {
+                socket: socket?,
+                namespace: namespace?,
+                content_path: content_path?,
+            }));
+        }
+        ("oci-layout", Some(path)) => return Some(Store::OciLayout(layout::Config { path })),
+        ("containerd", Some(_)) => reader.mistake(
+            "oci-layout-path",
+            &raw.oci_layout_path,
+            "would not be served, because --store is containerd",
+            "add --store=oci-layout, or leave the path out",
+        ),
+        ("oci-layout", None) => reader.mistake(
+            "oci-layout-path",
+            "",
+            "is missing, and --store is oci-layout",
+            "write the directory that has oci-layout, index.json and blobs in it",
+        ),
+        (kind, _) => reader.mistake(
+            "store",
+            kind,
+            "is no store that this release knows",
+            "write containerd or oci-layout",
+        ),
+    }
+    None
 }
 
 fn bootstrap(reader: &mut Reader, raw: &RawRegistry) -> Option<Bootstrap> {
@@ -826,9 +884,11 @@ mod tests {
                     domain: "d".to_string()
                 },
                 metrics_addr: ListenAddr::every(9090),
-                containerd_sock: "/run/containerd/containerd.sock".into(),
-                containerd_namespace: "k8s.io".to_string(),
-                containerd_content_path: None,
+                store: Store::Containerd(containerd::Config {
+                    socket: "/run/containerd/containerd.sock".into(),
+                    namespace: "k8s.io".to_string(),
+                    content_path: None,
+                }),
                 data_dir: None,
                 require_node_token: false,
                 router_addr: ListenAddr::every(5001),
@@ -944,6 +1004,42 @@ mod tests {
     }
 
     #[test]
+    fn a_layout_is_served_when_both_the_store_and_its_path_say_so() {
+        assert_eq!(
+            daemon("--store oci-layout --oci-layout-path /images").store,
+            Store::OciLayout(layout::Config {
+                path: "/images".into()
+            })
+        );
+        for (words, said) in [
+            (
+                "--store oci-layout",
+                "--oci-layout-path [OCI_LAYOUT_PATH] is missing, and --store is oci-layout: write",
+            ),
+            (
+                "--oci-layout-path /images",
+                "--oci-layout-path [OCI_LAYOUT_PATH] \"/images\" would not be served, because \
+                 --store is containerd: add --store=oci-layout",
+            ),
+            (
+                "--store oci-layout --oci-layout-path images",
+                "\"images\" is not an absolute path",
+            ),
+            (
+                "--store docker",
+                "--store [STORE] \"docker\" is no store that this release knows: \
+                 write containerd or oci-layout",
+            ),
+        ] {
+            let text = refused(&format!(
+                "registry --bootstrap-kind dns --dns-bootstrap-domain d {words}"
+            ));
+            assert!(text.contains(said), "{text}");
+            assert!(text.starts_with("peili: one value"), "{text}");
+        }
+    }
+
+    #[test]
     fn what_nobody_knows_is_refused() {
         for words in [
             "",
@@ -964,7 +1060,7 @@ mod tests {
         let help = parsed("registry --help").expect_err("help").text;
         // The lines are folded.
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-        for variable in ["LOG_LEVEL", "BOOTSTRAP_KIND", "ADVERTISE_ADDR", "DATA_DIR"] {
+        for variable in ["LOG_LEVEL", "BOOTSTRAP_KIND", "ADVERTISE_ADDR", "STORE"] {
             assert!(help.contains(&format!("[env: {variable}=")), "{help}");
         }
     }

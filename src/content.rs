@@ -3,7 +3,10 @@
 //! The store is the truth and is asked at request time; [`Snapshot`]s only decide what the cluster is told. There are no
 //! single changes to be missed: an event is a reason to look again.
 
+mod blob_dir;
 pub mod containerd;
+pub mod layout;
+mod skipped;
 
 use std::collections::HashSet;
 use std::fs::File;

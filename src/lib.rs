@@ -16,7 +16,7 @@
 //! ───────────┼────────┼────┬─┴──────┬─────────────────────
 //!            │     routing │     content                   SEAMS     two traits: what we need of the world
 //!            │        ▲    │        ▲
-//!          hosts     kad   │    containerd                 ADAPTERS  one foreign thing each
+//!          hosts     kad   │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
 //!    beside the stack: metrics, node_token, private_file, readiness, server, shutdown, telemetry

@@ -12,7 +12,7 @@ use peili::config::{self, Bootstrap, Cleanup, Command, CommandLine, ListenAddr};
 use peili::node_token::NodeToken;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
-use peili::{commands, content, mirror, routing, telemetry};
+use peili::{commands, mirror, routing, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
 
@@ -125,11 +125,7 @@ fn app_config(config: config::Registry) -> app::Config {
     app::Config {
         registry: config.registry_addr.candidates(),
         admin: config.metrics_addr.candidates(),
-        containerd: content::containerd::Config {
-            socket: config.containerd_sock,
-            namespace: config.containerd_namespace,
-            content_path: config.containerd_content_path,
-        },
+        store: config.store,
         routing: routing::kad::Config {
             listen: config.router_addr.candidates(),
             advertise,

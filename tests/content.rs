@@ -4,13 +4,16 @@
 mod lab;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lab::layout::Layout as Directory;
 use lab::{ImageSpec, Node, NodeOptions, lab_or_skip};
 use peili::content::ContentStore;
 use peili::content::containerd::{Config, Containerd};
+use peili::content::layout::{self, Layout};
 use peili::oci::TagName;
 use peili::readiness::Readiness;
 use peili::testing::conformance::content::{self, Fixture, Image};
@@ -63,6 +66,73 @@ async fn the_fake_keeps_the_contract() {
     content::all(&Fake::default()).await;
 }
 
+/// A directory, changed as skopeo changes one.
+struct InDirectory {
+    directory: Directory,
+    store: Layout,
+    files: tempfile::TempDir,
+}
+
+impl InDirectory {
+    fn new() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let directory = Directory::create(&files.path().join("layout")).unwrap();
+        let config = layout::Config {
+            path: directory.dir().to_owned(),
+        };
+        Self {
+            store: Layout::new(config, Readiness::new()).unwrap(),
+            directory,
+            files,
+        }
+    }
+}
+
+#[async_trait]
+impl Fixture for InDirectory {
+    fn store(&self) -> Arc<dyn ContentStore> {
+        Arc::new(self.store.clone())
+    }
+
+    async fn add(&self, tag: &TagName) -> Image {
+        let image = made(tag, self.files.path());
+        self.directory.add(&image).unwrap();
+        described(&image)
+    }
+
+    async fn add_tag(&self, tag: &TagName, another: &TagName) {
+        let (name, new) = (tag.to_string(), another.to_string());
+        self.directory.name_again(&name, &new).unwrap();
+    }
+
+    async fn remove(&self, tag: &TagName) {
+        self.directory.remove(&tag.to_string()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_oci_layout_keeps_the_contract() {
+    content::all(&InDirectory::new()).await;
+}
+
+/// A small image, different for each name.
+fn made(tag: &TagName, files: &Path) -> lab::Image {
+    let repository = tag.repository();
+    let name = format!("{}:{}", repository.path(), tag.tag());
+    let spec = ImageSpec::new(&name)
+        .seed(tag.to_string().len() as u64)
+        .layers([300_000]);
+    spec.build(repository.registry(), files).unwrap()
+}
+
+fn described(image: &lab::Image) -> Image {
+    Image {
+        manifest: image.manifest.digest.parse().unwrap(),
+        layer: image.layers[0].digest.parse().unwrap(),
+        layer_bytes: std::fs::read(&image.layers[0].file).unwrap(),
+    }
+}
+
 /// A real containerd, whose content is changed by `ctr` behind the store's back.
 struct Real {
     node: Node,
@@ -99,25 +169,14 @@ impl Fixture for Real {
     }
 
     async fn add(&self, tag: &TagName) -> Image {
-        let repository = tag.repository();
-        let name = format!("{}:{}", repository.path(), tag.tag());
-        let spec = ImageSpec::new(&name)
-            .seed(tag.to_string().len() as u64)
-            .layers([300_000]);
-        let image = spec
-            .build(repository.registry(), self.files.path())
-            .unwrap();
+        let image = made(tag, self.files.path());
         self.node.import(&image).await.unwrap();
         let manifest = image.manifest.digest.clone();
         self.tags
             .lock()
             .unwrap()
-            .insert(manifest.clone(), vec![tag.clone()]);
-        Image {
-            manifest: manifest.parse().unwrap(),
-            layer: image.layers[0].digest.parse().unwrap(),
-            layer_bytes: std::fs::read(&image.layers[0].file).unwrap(),
-        }
+            .insert(manifest, vec![tag.clone()]);
+        described(&image)
     }
 
     async fn add_tag(&self, tag: &TagName, another: &TagName) {

@@ -31,7 +31,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use tower::service_fn;
 
-use super::{Blob, ContentStore, ReadRange, Snapshot, StoreError};
+use super::{Blob, ContentStore, ReadRange, Snapshot, StoreError, blob_dir};
 use crate::oci::{Digest, TagName};
 use crate::readiness::Readiness;
 use paths::Opened;
@@ -40,7 +40,7 @@ use paths::Opened;
 /// this much (defaults.DefaultMaxRecvMsgSize).
 const MAX_MESSAGE: usize = 16 << 20;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// containerd's gRPC socket.
     pub socket: PathBuf,
@@ -293,5 +293,5 @@ impl fmt::Display for Explained<'_> {
 
 /// For tests that look at the same directory.
 pub fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
-    paths::blob(root, digest)
+    blob_dir::blob(root, digest)
 }

@@ -1,4 +1,4 @@
-//! A small HTTP client that speaks from inside a namespace, one connection per request.
+//! A small HTTP client that speaks from here or from inside a namespace, one connection per request.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,6 +13,7 @@ use hyper::header::{CONTENT_LENGTH, HOST};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
 use super::net::Netns;
 
@@ -53,6 +54,12 @@ pub async fn get(netns: &Netns, to: SocketAddr, path: &str) -> Result<Answer> {
     send(netns, to, Method::GET, path, &[], Upload::Nothing).await
 }
 
+/// From this process's own namespace.
+pub async fn get_here(to: SocketAddr, path: &str) -> Result<Answer> {
+    let stream = async { Ok(TcpStream::connect(to).await?) };
+    send_over(stream, to, Method::GET, path, &[], Upload::Nothing).await
+}
+
 pub async fn send(
     netns: &Netns,
     to: SocketAddr,
@@ -61,9 +68,21 @@ pub async fn send(
     headers: &[(&str, &str)],
     upload: Upload<'_>,
 ) -> Result<Answer> {
+    let stream = async { Ok(netns.connect(to).await?) };
+    send_over(stream, to, method, path, headers, upload).await
+}
+
+async fn send_over(
+    stream: impl Future<Output = Result<TcpStream>>,
+    to: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    upload: Upload<'_>,
+) -> Result<Answer> {
     let said = format!("{method} http://{to}{path}");
     let answer = async {
-        let stream = TokioIo::new(netns.connect(to).await?);
+        let stream = TokioIo::new(stream.await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
         tokio::spawn(connection);
         let (length, body) = body(upload).await?;

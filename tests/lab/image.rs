@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::json;
 
-use self::maker::{Maker, Random, add_busybox, add_data, descriptor, header};
+use self::maker::{Maker, Random, add_busybox, add_data, header};
+
+pub use self::maker::descriptor;
 
 mod maker;
 

@@ -13,7 +13,7 @@
 //! assert_eq!(lab.registry.served().await?.bytes_to(node.ip()), image.pulled_bytes());
 //! ```
 //!
-//! Needs root. Labs may stand side by side. What a lab made goes away when it and its nodes are dropped, also after a
+//! Needs root ([`loopback`] is what there is without). Labs may stand side by side. What a lab made goes away when it and its nodes are dropped, also after a
 //! panic; what a killed process left, when the next lab begins. Set PEILI_TEST_CONTAINERD to try another containerd,
 //! PEILI_TEST_SNAPSHOTTER=native where overlayfs does not work.
 
@@ -28,6 +28,8 @@ pub mod cri;
 pub mod dns;
 pub mod http;
 pub mod image;
+pub mod layout;
+pub mod loopback;
 pub mod net;
 pub mod node;
 pub mod peili;

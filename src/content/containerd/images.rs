@@ -1,19 +1,13 @@
 //! Lists what one containerd namespace holds.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use containerd_client::services::v1::{ListContentRequest, ListImagesRequest};
-use tracing::warn;
 
 use super::Inner;
+use crate::content::skipped::Skipped;
 use crate::content::{Snapshot, StoreError};
 use crate::oci::{Digest, ImageName, Key};
-
-/// Names that were skipped and said so, so that each is logged once and not with every listing.
-#[derive(Default)]
-pub(super) struct Skipped(Mutex<HashSet<String>>);
 
 impl Inner {
     /// Every blob of the namespace, and every tag whose manifest is among them.
@@ -32,7 +26,7 @@ impl Inner {
         for image in images {
             let target = image.target.and_then(|target| target.digest.parse().ok());
             let held = target.is_some_and(|digest: Digest| blobs.contains(&digest));
-            if let (true, Some(key)) = (held, skipped.tag_of(&image.name)) {
+            if let (true, Some(key)) = (held, key_of(&image.name, skipped)) {
                 keys.insert(key);
             }
         }
@@ -62,32 +56,26 @@ impl Inner {
     }
 }
 
-impl Skipped {
-    /// The key of an image name, if it has one.
-    fn tag_of(&self, name: &str) -> Option<Key> {
-        // The CRI plugin also names each image by the digest of its configuration.
-        if name.parse::<Digest>().is_ok() {
-            return None;
-        }
-        let reason = match name.parse::<ImageName>() {
-            Ok(ImageName { tag: None, .. }) => return None,
-            // `repository:tag@digest` is pinned: asked for by its digest, and its tag may long be another image.
-            Ok(ImageName {
-                digest: Some(_), ..
-            }) => return None,
-            Ok(ImageName { tag: Some(tag), .. }) if tag.to_string() == name => {
-                return Some(Key::Tag(tag));
-            }
-            Ok(_) => "is not written out in full, so nobody will ask for it".to_string(),
-            Err(e) => e.to_string(),
-        };
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Bounded: a node that makes up names for ever would fill the memory.
-        if said.len() < 1000 && said.insert(name.to_string()) {
-            warn!(image = name, reason, "image name is not shared");
-        }
-        None
+/// The key of an image name, if it has one.
+fn key_of(name: &str, skipped: &Skipped) -> Option<Key> {
+    // The CRI plugin also names each image by the digest of its configuration.
+    if name.parse::<Digest>().is_ok() {
+        return None;
     }
+    let reason = match name.parse::<ImageName>() {
+        Ok(ImageName { tag: None, .. }) => return None,
+        // `repository:tag@digest` is pinned: asked for by its digest, and its tag may long be another image.
+        Ok(ImageName {
+            digest: Some(_), ..
+        }) => return None,
+        Ok(ImageName { tag: Some(tag), .. }) if tag.to_string() == name => {
+            return Some(Key::Tag(tag));
+        }
+        Ok(_) => "is not written out in full, so nobody will ask for it".to_string(),
+        Err(e) => e.to_string(),
+    };
+    skipped.say(name, &reason);
+    None
 }
 
 #[cfg(test)]
@@ -108,9 +96,9 @@ mod tests {
             (&format!("docker.io/library/nginx@sha256:{hex}"), false),
             (&format!("docker.io/library/nginx:1.27@sha256:{hex}"), false),
         ] {
-            let key = skipped.tag_of(name).map(|key| key.to_string());
+            let key = key_of(name, &skipped).map(|key| key.to_string());
             assert_eq!(key.as_deref(), shared.then_some(name), "{name}");
         }
-        assert_eq!(skipped.0.lock().unwrap().len(), 3, "logged once each");
+        assert_eq!(skipped.said(), 3, "logged once each");
     }
 }

@@ -5,9 +5,6 @@
 //! each version tells differs widely: 1.6 and 1.7 announce no blob at all, no version announces blobs that the garbage
 //! collector removes, and images are announced only when they are unpacked. Hence the blob directory is watched too.
 
-use std::collections::HashMap;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +12,15 @@ use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use containerd_client::types::Envelope;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::images::Skipped;
-use super::{Inner, paths};
+use super::Inner;
+use crate::content::blob_dir::BlobDirectory;
+use crate::content::skipped::Skipped;
 use crate::content::{Snapshot, StoreError};
 use crate::readiness::Guard;
 
@@ -123,7 +120,15 @@ impl Session<'_> {
         let mut directory = BlobDirectory::new(root);
         let mut confirmations: &[Duration] = &[];
         loop {
-            directory.watch();
+            let path = directory.root.clone();
+            directory.watch(|e| {
+                warn!(
+                    path = %path.display(),
+                    reason = %e,
+                    every = ?RELIST_BLIND,
+                    "content directory cannot be watched (yet): blobs are read through containerd's socket, and compared"
+                );
+            });
             let began = Instant::now();
             let listed = in_time("listing", self.containerd.list(self.skipped)).await?;
             let took = began.elapsed();
@@ -226,136 +231,4 @@ async fn in_time<T>(
             "{what}: no answer within {CALL_TIMEOUT:?}"
         )))
     })
-}
-
-/// Notices that blobs come and go. Works on a read-only bind mount, from another mount namespace too.
-struct BlobDirectory {
-    root: PathBuf,
-    watches: Option<Watches>,
-    has_warned: bool,
-}
-
-struct Watches {
-    events: inotify::EventStream<Vec<u8>>,
-    /// Directories by what inotify calls them: a new one among them is watched as well.
-    watched: HashMap<WatchDescriptor, PathBuf>,
-}
-
-impl BlobDirectory {
-    fn new(root: PathBuf) -> Self {
-        Self {
-            root,
-            watches: None,
-            has_warned: false,
-        }
-    }
-
-    /// Watches what is not watched yet. On a node that has never held a blob, containerd 2.x has not made the
-    /// directory.
-    fn watch(&mut self) {
-        if self.watches.is_some() {
-            return;
-        }
-        match Watches::new(&self.root) {
-            Ok(watches) => self.watches = Some(watches),
-            Err(e) if !self.has_warned => {
-                self.has_warned = true;
-                warn!(
-                    path = %self.root.display(),
-                    reason = %e,
-                    every = ?RELIST_BLIND,
-                    "content directory cannot be watched (yet): blobs are read through containerd's socket, and compared"
-                );
-            }
-            Err(_) => {}
-        }
-    }
-
-    /// Whether every blob that comes or goes is noticed. A directory without any may be a wrong one.
-    fn is_watched(&self) -> bool {
-        self.watches.as_ref().is_some_and(Watches::has_blobs)
-    }
-
-    /// Returns when something in the directory has changed; never where it is not watched.
-    async fn changed(&mut self) {
-        if let Some(watches) = &mut self.watches {
-            let is_whole = match watches.events.next().await {
-                Some(Ok(event)) => watches.noticed(&event),
-                Some(Err(_)) | None => false,
-            };
-            if !is_whole {
-                self.watches = None;
-            }
-        } else {
-            std::future::pending().await
-        }
-    }
-}
-
-impl Watches {
-    fn new(root: &Path) -> io::Result<Self> {
-        let mut watches = Self {
-            events: Inotify::init()?.into_event_stream(vec![0; 4096])?,
-            watched: HashMap::new(),
-        };
-        watches.add(root)?;
-        watches.add_below(root)?;
-        Ok(watches)
-    }
-
-    fn has_blobs(&self) -> bool {
-        self.watched.values().any(|path| path.ends_with("blobs"))
-    }
-
-    fn add(&mut self, directory: &Path) -> io::Result<()> {
-        let mask = WatchMask::CREATE
-            | WatchMask::MOVED_TO
-            | WatchMask::DELETE
-            | WatchMask::MOVED_FROM
-            | WatchMask::ONLYDIR;
-        let descriptor = self.events.watches().add(directory, mask)?;
-        self.watched.insert(descriptor, directory.to_path_buf());
-        Ok(())
-    }
-
-    /// `blobs` and the directory of each algorithm in it, as far as they exist: containerd makes them when the first
-    /// blob is committed.
-    fn add_below(&mut self, root: &Path) -> io::Result<()> {
-        let blobs = paths::blobs(root);
-        match self.add(&blobs) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            added => added?,
-        }
-        for entry in std::fs::read_dir(&blobs)? {
-            self.add(&entry?.path())?;
-        }
-        Ok(())
-    }
-
-    /// False where something may be missed from now on: events were dropped, a directory has gone or cannot be watched.
-    fn noticed<S: AsRef<std::ffi::OsStr>>(&mut self, event: &inotify::Event<S>) -> bool {
-        if event
-            .mask
-            .intersects(EventMask::IGNORED | EventMask::Q_OVERFLOW)
-        {
-            return false;
-        }
-        let is_new_directory = event.mask.contains(EventMask::ISDIR)
-            && event
-                .mask
-                .intersects(EventMask::CREATE | EventMask::MOVED_TO);
-        let parent = self.watched.get(&event.wd).cloned();
-        let (true, Some(name), Some(parent)) = (is_new_directory, &event.name, parent) else {
-            return true;
-        };
-        let name = name.as_ref();
-        if name == "blobs" {
-            self.add_below(&parent).is_ok()
-        } else if parent.ends_with("blobs") {
-            self.add(&parent.join(name)).is_ok()
-        } else {
-            // Ingests come and go in a directory of their own, which is not watched here.
-            true
-        }
-    }
 }

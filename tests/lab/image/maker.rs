@@ -150,7 +150,8 @@ pub(super) fn header(size: u64, mode: u32) -> tar::Header {
     header
 }
 
-pub(super) fn descriptor(blob: &Blob) -> Value {
+/// As manifests and indexes speak of a blob.
+pub fn descriptor(blob: &Blob) -> Value {
     json!({"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size})
 }
 

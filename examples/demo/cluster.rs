@@ -1,26 +1,18 @@
-//! Peili in half a minute: three nodes, one download, and then no registry any more.
+//! Three nodes with containerd, one download, and then no registry any more.
 //!
-//! Everything is real (containerd, a registry, DNS, network namespaces) and goes away at the end, also after Ctrl-C.
-//! The figures are not Peili's word alone: the registry's own access log says what left it. Run it by `make demo`;
-//! an argument names another Peili to show.
+//! The figures are not Peili's word alone: the registry's own access log says what left it.
 
-use std::io::IsTerminal;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use futures::future::try_join_all;
-use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
-use tokio::signal::unix::{SignalKind, signal};
+use indicatif::DecimalBytes;
 
-#[path = "../tests/lab/mod.rs"]
-#[allow(dead_code, reason = "the tests use more of the lab than the demo")]
-mod lab;
-
-use lab::process::eventually;
-use lab::{Image, ImageSpec, Lab, Node, NodeOptions};
+use crate::lab::process::eventually;
+use crate::lab::{Image, ImageSpec, Lab, Node, NodeOptions};
+use crate::show::Step;
 
 /// Large enough that sharing shows, small enough that nobody waits: 60 MB.
 const LAYERS: [u64; 6] = [
@@ -28,42 +20,7 @@ const LAYERS: [u64; 6] = [
 ];
 const MIRROR_BYTES: &str = "peili_mirror_bytes_total";
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    if let Err(why) = Lab::available() {
-        eprintln!("The demo builds a small cluster, and cannot do so here: {why}.");
-        eprintln!(
-            "`make demo` installs what is missing and asks sudo for root; it takes half a minute."
-        );
-        return ExitCode::FAILURE;
-    }
-    // Whichever ends first, the cluster is dropped, and with it all that it made.
-    tokio::select! {
-        told = tell() => match told {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("\nThe demo failed: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-        () = interrupted() => {
-            eprintln!("\nInterrupted; everything was taken away.");
-            // What a shell says of a program that SIGINT ended.
-            ExitCode::from(130)
-        }
-    }
-}
-
-async fn interrupted() {
-    let mut terminate = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
-}
-
-async fn tell() -> Result<()> {
-    let peili = peili_binary()?;
+pub async fn tell(peili: PathBuf) -> Result<()> {
     let step = Step::begin("Starting a registry, DNS and three nodes");
     let lab = Lab::new().await?;
     lab.set_peili(peili);
@@ -114,25 +71,6 @@ async fn tell() -> Result<()> {
     judge(&rows, image.pulled_bytes())
 }
 
-/// Beside the demo's folder, where cargo puts it; or as told.
-fn peili_binary() -> Result<PathBuf> {
-    let beside = || {
-        Some(
-            std::env::current_exe()
-                .ok()?
-                .parent()?
-                .with_file_name("peili"),
-        )
-    };
-    let binary = std::env::args_os()
-        .nth(1)
-        .map(PathBuf::from)
-        .or_else(beside);
-    let binary = binary.context("where is peili?")?;
-    let there = std::fs::canonicalize(&binary);
-    there.with_context(|| format!("{} (`make demo` builds it)", binary.display()))
-}
-
 /// How one node got the image.
 struct Row {
     node: String,
@@ -166,7 +104,7 @@ async fn pull(node: &Node, how: &'static str, reference: &str, image: &Image) ->
     let name = node.name();
     let step = Step::begin_bytes(&format!("{name} pulls {how}"), image.pulled_bytes());
     let before = node.metric(MIRROR_BYTES, &[("source", "peer")]).await?;
-    let pulled = step.watch(node, node.cri_pull(reference)).await?;
+    let pulled = watch(&step, node, node.cri_pull(reference)).await?;
     let after = node.metric(MIRROR_BYTES, &[("source", "peer")]).await?;
     let row = Row {
         node: name.to_owned(),
@@ -230,49 +168,15 @@ fn judge(rows: &[Row], image: u64) -> Result<()> {
     Ok(())
 }
 
-/// One thing under way: a spinner or a bar on a terminal, a line before and after elsewhere.
-struct Step {
-    bar: ProgressBar,
-}
-
-impl Step {
-    fn begin(what: &str) -> Self {
-        let style = "{spinner} {msg} {elapsed}";
-        Self::with(ProgressBar::new_spinner(), style, what)
-    }
-
-    fn begin_bytes(what: &str, bytes: u64) -> Self {
-        let style = "{spinner} {msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes}";
-        Self::with(ProgressBar::new(bytes), style, what)
-    }
-
-    fn with(bar: ProgressBar, style: &str, what: &str) -> Self {
-        bar.set_style(ProgressStyle::with_template(style).expect("a template of ours"));
-        bar.set_message(what.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(100));
-        if !std::io::stderr().is_terminal() {
-            println!("{what} ...");
+/// Lets the bar follow what the node has on its disk while `work` goes on.
+async fn watch<T>(step: &Step, node: &Node, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    let content = node.containerd().content();
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(Duration::from_millis(100)) => step.at(bytes_below(&content)),
         }
-        Self { bar }
-    }
-
-    /// Lets the bar follow what the node has on its disk while `work` goes on.
-    async fn watch<T>(&self, node: &Node, work: impl Future<Output = T>) -> T {
-        tokio::pin!(work);
-        let content = node.containerd().content();
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                () = tokio::time::sleep(Duration::from_millis(100)) => {
-                    self.bar.set_position(bytes_below(&content));
-                }
-            }
-        }
-    }
-
-    fn done(self, what: &str) {
-        self.bar.finish_and_clear();
-        println!("- {what}");
     }
 }
 

@@ -1,0 +1,89 @@
+//! `blobs/<algorithm>/<hex>`: whole and immutable files. containerd and OCI layouts keep their blobs alike.
+
+mod watch;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::Blob;
+use crate::oci::Digest;
+
+pub use watch::BlobDirectory;
+
+pub fn blobs(root: &Path) -> PathBuf {
+    root.join("blobs")
+}
+
+pub fn blob(root: &Path, digest: &Digest) -> PathBuf {
+    blobs(root).join(digest.algorithm()).join(digest.hex())
+}
+
+/// None where there is no such regular file. A symbolic link is none: it could lead anywhere.
+pub async fn open(root: &Path, digest: &Digest) -> io::Result<Option<Blob>> {
+    let path = blob(root, digest);
+    tokio::task::spawn_blocking(move || open_now(&path)).await?
+}
+
+fn open_now(path: &Path) -> io::Result<Option<Blob>> {
+    // A pipe would be waited for until somebody writes into it.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => return Ok(None),
+        // A socket, or a device without a driver.
+        Err(e) if e.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let metadata = file.metadata()?;
+    Ok(metadata
+        .is_file()
+        .then(|| Blob::from_file(file, metadata.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_regular_file_of_that_name_is_a_blob() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        let directory = blobs(root.path()).join("sha256");
+        fs::create_dir_all(&directory).unwrap();
+        let digest = |text: &str| Digest::sha256(text.as_bytes());
+        let path = |text: &str| directory.join(digest(text).hex());
+        fs::write(path("file"), "file").unwrap();
+        fs::create_dir(path("directory")).unwrap();
+        symlink(outside.path(), path("link")).unwrap();
+        symlink(path("file"), path("link to a blob")).unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("pipe"), mode).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket"));
+
+        for (text, is_blob) in [
+            ("file", true),
+            ("directory", false),
+            ("link", false),
+            ("link to a blob", false),
+            ("pipe", false),
+            ("socket", false),
+            ("nothing", false),
+        ] {
+            let opened = open(root.path(), &digest(text)).await.unwrap();
+            assert_eq!(opened.is_some(), is_blob, "{text}");
+        }
+    }
+}
