@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::metrics;
-use crate::oci::distribution::{ByteRange, Span};
+use crate::oci::distribution::{ByteRange, MAX_MANIFEST, Span};
 use crate::oci::{Digest, Key, media_type};
 use crate::routing::Router;
 use attempt::{Ask, PeerError};
@@ -31,8 +31,6 @@ use search::{Delivery, Search};
 
 /// For so long a key is not looked up again after peers that hold it have brought it too slowly to be worth it.
 const HOPELESS: Duration = Duration::from_secs(30);
-/// Registries accept manifests of at least 4 MiB (distribution spec, "Pushing manifests"), and few accept more.
-const MAX_MANIFEST: u64 = 8 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -300,24 +300,11 @@ async fn only_the_nodes_own_containerd_has_its_token() {
 
     let certs_d = puller.containerd().certs_d();
     let hosts_toml = certs_d.join(lab.registry.host()).join("hosts.toml");
-    let certs_d = certs_d.display().to_string();
-    let target = format!("http://{}", puller.peili().registry());
-    let registry = format!("http://{}", lab.registry.host());
     let data_dir = puller.dir().join("peili-data").display().to_string();
-    let configure = [
-        "configuration",
-        "--containerd-registry-config-path",
-        &certs_d,
-        "--mirror-targets",
-        &target,
-        "--mirrored-registries",
-        &registry,
-        "--data-dir",
-        &data_dir,
-    ];
+    let with_token = ["--data-dir", &data_dir];
     puller
         .peili()
-        .run(puller.netns(), &configure)
+        .configure(puller.netns(), &certs_d, &lab.registry.host(), &with_token)
         .await
         .unwrap();
 

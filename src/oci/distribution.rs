@@ -14,6 +14,10 @@ pub const OCI_NAMESPACE: &str = "oci-namespace";
 /// here and never mirrored again.
 pub const MIRRORED: &str = "x-spegel-mirrored";
 
+/// Registries accept manifests of at least 4 MiB (distribution spec, "Pushing manifests"), and few accept more: a longer
+/// one is none, and is not taken into memory. In bytes.
+pub const MAX_MANIFEST: u64 = 8 << 20;
+
 /// What a request is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {

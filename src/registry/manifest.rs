@@ -15,11 +15,8 @@ use super::{Answered, Asked, Registry, in_time};
 use crate::content::StoreError;
 use crate::mirror::Manifest;
 use crate::oci::Digest;
-use crate::oci::distribution::{DOCKER_CONTENT_DIGEST, ManifestReference};
+use crate::oci::distribution::{DOCKER_CONTENT_DIGEST, MAX_MANIFEST, ManifestReference};
 use crate::oci::media_type;
-
-/// Larger ones are no manifests (registries accept 4 MiB), and are not taken into memory.
-const MAX_MANIFEST: u64 = 8 << 20;
 
 pub(super) async fn answer(
     registry: &Registry,

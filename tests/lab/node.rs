@@ -227,7 +227,7 @@ impl Node {
         if options.configures() {
             let certs_d = self.containerd.certs_d();
             self.peili
-                .configure(&self.netns, &certs_d, &self.registry)
+                .configure(&self.netns, &certs_d, &self.registry, &[])
                 .await?;
         }
         self.peili

@@ -93,7 +93,13 @@ impl Peili {
     }
 
     /// Makes containerd ask this node's Peili first for images of `registry`.
-    pub async fn configure(&self, netns: &Netns, certs_d: &Path, registry: &str) -> Result<()> {
+    pub async fn configure(
+        &self,
+        netns: &Netns,
+        certs_d: &Path,
+        registry: &str,
+        more: &[&str],
+    ) -> Result<()> {
         let target = format!("http://{}", self.registry());
         let registry = format!("http://{registry}");
         let certs_d = certs_d.display().to_string();
@@ -106,7 +112,7 @@ impl Peili {
             "--mirrored-registries",
             &registry,
         ];
-        self.run(netns, &args).await.map(drop)
+        self.run(netns, &[&args[..], more].concat()).await.map(drop)
     }
 
     /// Starts it without waiting for anything.
