@@ -15,6 +15,7 @@ mod addresses;
 mod behaviour;
 mod event_loop;
 pub mod identity;
+mod inbound;
 mod joining;
 mod lookups;
 mod records;
