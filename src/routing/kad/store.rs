@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, hash_map};
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use libp2p::kad::store::{Error, RecordStore, Result};
@@ -27,9 +27,12 @@ const ANSWER: usize = 20;
 /// Kept so that different askers can be given different twenty. Who has been silent longest gives way.
 const MAX_PER_KEY: usize = 64;
 
-/// A key with one provider takes about 200 bytes (measured), so this bounds the store at some 25 MiB. A node of a
-/// 200-node cluster with 5,000 keys each keeps 100,000 if no two nodes held the same.
+/// A node of a 200-node cluster with 5,000 keys each keeps 100,000 if no two nodes held the same.
 const MAX_REMOTE_KEYS: usize = 1 << 17;
+
+/// A key with one record takes 214 bytes, a further record of it 24 to 48 (`memory` measures it): 200,000 records take 7 MiB
+/// at fifty to a key, 11 at ten, 24 at two. With both bounds the store stays under 48 MiB, whoever fills it.
+const MAX_REMOTE_RECORDS: usize = 1 << 19;
 
 /// Far more than a cluster has nodes: a bound for a flood of made-up names.
 const MAX_PEERS: usize = 1 << 14;
@@ -47,8 +50,11 @@ pub struct Store {
     me: PeerId,
     own_addresses: Vec<Multiaddr>,
     policy: Policy,
-    local: HashMap<RecordKey, ProviderRecord>,
+    /// 331 bytes each with its place in the schedule (`memory` measures it): 20,000 take 7 MiB.
+    local: HashSet<RecordKey>,
     remote: HashMap<RecordKey, Vec<Told>>,
+    /// In `remote`, of all keys together.
+    records: usize,
     peers: Interned,
     gone: HashMap<PeerId, Instant>,
     /// The trait asks for providers through a shared reference.
@@ -67,8 +73,9 @@ impl Store {
             me,
             own_addresses: Vec::new(),
             policy,
-            local: HashMap::new(),
+            local: HashSet::new(),
             remote: HashMap::new(),
+            records: 0,
             peers: Interned::default(),
             gone: HashMap::new(),
             rng: RefCell::new(rng),
@@ -81,12 +88,23 @@ impl Store {
         self.own_addresses = own;
     }
 
+    /// How many records others have told.
+    #[cfg(test)]
+    pub fn remote(&self) -> usize {
+        self.records
+    }
+
     /// Drops what has expired. Milliseconds for 20,000 keys.
     pub fn sweep(&mut self, now: Instant) {
         self.remote.retain(|_, told| {
             told.retain(|told| told.until > now);
             !told.is_empty()
         });
+        self.records = self.remote.values().map(Vec::len).sum();
+        // The table alone is half of what single records cost.
+        if self.remote.len() < self.remote.capacity() / 4 {
+            self.remote.shrink_to(2 * self.remote.len());
+        }
         let used: HashSet<u32> = self.remote.values().flatten().map(|t| t.peer).collect();
         self.peers.keep(&used);
         self.gone.retain(|_, until| *until > now);
@@ -113,16 +131,13 @@ impl Store {
 
     fn insert(&mut self, record: ProviderRecord, now: Instant) -> Result<()> {
         if record.provider == self.me {
-            let record = ProviderRecord {
-                addresses: self.own_addresses.clone(),
-                ..record
-            };
-            self.local.insert(record.key.clone(), record);
+            self.local.insert(record.key);
             return Ok(());
         }
         self.heard(&record.provider);
-        let full = self.remote.len() >= MAX_REMOTE_KEYS;
-        if full && !self.remote.contains_key(&record.key) {
+        let full = self.records >= MAX_REMOTE_RECORDS;
+        if (full || self.remote.len() >= MAX_REMOTE_KEYS) && !self.remote.contains_key(&record.key)
+        {
             return Err(Error::MaxProvidedKeys);
         }
         let mut addresses = record.addresses;
@@ -132,11 +147,14 @@ impl Store {
             return Err(Error::MaxProvidedKeys);
         };
         let until = record.expires.unwrap_or(now + super::records::RECORD_LIFE);
-        let told = self.remote.entry(record.key).or_default();
+        // Most keys have one provider, and a Vec left to itself begins with four.
+        let told = self.remote.entry(record.key);
+        let told = told.or_insert_with(|| Vec::with_capacity(1));
         if let Some(known) = told.iter_mut().find(|told| told.peer == peer) {
             known.until = until;
-        } else if told.len() < MAX_PER_KEY {
+        } else if told.len() < MAX_PER_KEY && !full {
             told.push(Told { peer, until });
+            self.records += 1;
         } else if let Some(oldest) = told.iter_mut().min_by_key(|told| told.until) {
             *oldest = Told { peer, until };
         }
@@ -164,11 +182,15 @@ impl Store {
             .collect();
         let mut rng = self.rng.borrow_mut();
         records.shuffle(&mut *rng);
-        let local = self.local.get(key);
-        records.truncate(ANSWER - usize::from(local.is_some()));
-        records.extend(local.cloned());
+        let own = self.local.get(key).map(|key| self.own_record(key));
+        records.truncate(ANSWER - usize::from(own.is_some()));
+        records.extend(own);
         records.shuffle(&mut *rng);
         records
+    }
+
+    fn own_record(&self, key: &RecordKey) -> ProviderRecord {
+        ProviderRecord::new(key.clone(), self.me, self.own_addresses.clone())
     }
 
     fn forget(&mut self, key: &RecordKey, provider: &PeerId) {
@@ -177,7 +199,9 @@ impl Store {
         } else if let Some(peer) = self.peers.slot(provider)
             && let Some(told) = self.remote.get_mut(key)
         {
+            let before = told.len();
             told.retain(|told| told.peer != peer);
+            self.records -= before - told.len();
             if told.is_empty() {
                 self.remote.remove(key);
             }
@@ -187,10 +211,7 @@ impl Store {
 
 impl RecordStore for Store {
     type RecordsIter<'a> = std::iter::Empty<Cow<'a, Record>>;
-    type ProvidedIter<'a> = std::iter::Map<
-        hash_map::Values<'a, RecordKey, ProviderRecord>,
-        fn(&'a ProviderRecord) -> Cow<'a, ProviderRecord>,
-    >;
+    type ProvidedIter<'a> = Box<dyn Iterator<Item = Cow<'a, ProviderRecord>> + 'a>;
 
     fn get(&self, _: &RecordKey) -> Option<Cow<'_, Record>> {
         None
@@ -215,7 +236,8 @@ impl RecordStore for Store {
     }
 
     fn provided(&self) -> Self::ProvidedIter<'_> {
-        self.local.values().map(Cow::Borrowed)
+        let own = self.local.iter();
+        Box::new(own.map(|key| Cow::Owned(self.own_record(key))))
     }
 
     fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
@@ -280,5 +302,7 @@ impl Interned {
     }
 }
 
+#[cfg(test)]
+mod memory;
 #[cfg(test)]
 mod tests;
