@@ -16,6 +16,7 @@ use rand::rngs::StdRng;
 
 use super::addresses::Policy;
 use super::inbound::{Capped, MAX_INBOUND, RUNNING};
+use super::leave;
 use super::records::RECORD_LIFE;
 use super::store::Store;
 use super::transport::Careful;
@@ -49,6 +50,7 @@ const MAX_PER_PEER: u32 = 4;
 pub struct Behaviour {
     limits: connection_limits::Behaviour,
     pub kad: Capped<kad::Behaviour<Store>>,
+    pub leave: leave::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
 }
@@ -96,6 +98,7 @@ pub fn swarm(
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         kad: Capped::new(kad, MAX_INBOUND, RUNNING),
+        leave: leave::Behaviour::default(),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
     };

@@ -5,8 +5,9 @@
 //! same few hundred peers for thousands of keys), and an answer is a random sample, so that a popular layer is not
 //! fetched from the first twenty nodes only.
 //!
-//! A peer that refused a connection is *gone*: its records stay and are not shown until it is heard of again. Time is
-//! an argument except where libp2p's trait leaves no room for it.
+//! A peer that refused a connection is *gone*: its records stay and are not shown until it is heard of again. One that
+//! said that it leaves is gone until it connects again: what else is heard of it was said before. Time is an argument
+//! except where libp2p's trait leaves no room for it.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -45,6 +46,11 @@ pub const MAX_ADDRESSES: usize = 8;
 /// forgotten for a record's whole life because of one refusal.
 pub const GONE_FOR: Duration = Duration::from_secs(60);
 
+/// A peer that left is shown again after this long even if it has not connected here: in a large cluster a node that was
+/// restarted may find what it needs elsewhere, and within this time it has announced all it holds. One that left for good
+/// is then refused, or its machine is silent, once.
+pub const LEFT_FOR: Duration = Duration::from_secs(5 * 60);
+
 /// Provider records only: PUT_VALUE is refused.
 pub struct Store {
     me: PeerId,
@@ -56,9 +62,16 @@ pub struct Store {
     /// In `remote`, of all keys together.
     records: usize,
     peers: Interned,
-    gone: HashMap<PeerId, Instant>,
+    gone: HashMap<PeerId, Gone>,
     /// The trait asks for providers through a shared reference.
     rng: RefCell<StdRng>,
+}
+
+#[derive(Clone, Copy)]
+struct Gone {
+    until: Instant,
+    /// It said so itself.
+    left: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -88,6 +101,11 @@ impl Store {
         self.own_addresses = own;
     }
 
+    /// What this node provides.
+    pub fn own(&self) -> impl Iterator<Item = &RecordKey> {
+        self.local.iter()
+    }
+
     /// How many records others have told.
     #[cfg(test)]
     pub fn remote(&self) -> usize {
@@ -107,21 +125,50 @@ impl Store {
         }
         let used: HashSet<u32> = self.remote.values().flatten().map(|t| t.peer).collect();
         self.peers.keep(&used);
-        self.gone.retain(|_, until| *until > now);
+        self.gone.retain(|_, gone| gone.until > now);
     }
 
     /// `peer` refused a connection.
     pub fn gone(&mut self, peer: PeerId, now: Instant) {
-        self.gone.insert(peer, now + GONE_FOR);
+        let until = now + GONE_FOR;
+        if let Some(known) = self.gone.get_mut(&peer) {
+            known.until = known.until.max(until);
+        } else {
+            self.hide(peer, Gone { until, left: false });
+        }
     }
 
-    /// `peer` gave a sign of life.
-    pub fn heard(&mut self, peer: &PeerId) {
+    /// `peer` said that it leaves.
+    pub fn left(&mut self, peer: PeerId, now: Instant) {
+        let until = now + LEFT_FOR;
+        self.hide(peer, Gone { until, left: true });
+    }
+
+    fn hide(&mut self, peer: PeerId, gone: Gone) {
+        if self.gone.len() < MAX_PEERS || self.gone.contains_key(&peer) {
+            self.gone.insert(peer, gone);
+        }
+    }
+
+    /// A new connection with `peer` stands: it is back, whatever it said.
+    pub fn met(&mut self, peer: &PeerId) {
         self.gone.remove(peer);
     }
 
+    /// `peer` gave a sign of life, perhaps its last.
+    pub fn heard(&mut self, peer: &PeerId) {
+        if !self.has_left(peer) {
+            self.gone.remove(peer);
+        }
+    }
+
+    /// Whether `peer` has said that it leaves, and not come back since.
+    pub fn has_left(&self, peer: &PeerId) -> bool {
+        self.gone.get(peer).is_some_and(|gone| gone.left)
+    }
+
     pub fn is_gone(&self, peer: &PeerId, now: Instant) -> bool {
-        self.gone.get(peer).is_some_and(|until| *until > now)
+        self.gone.get(peer).is_some_and(|gone| gone.until > now)
     }
 
     /// Where `peer` said it is when it last provided something.
@@ -236,7 +283,7 @@ impl RecordStore for Store {
     }
 
     fn provided(&self) -> Self::ProvidedIter<'_> {
-        let own = self.local.iter();
+        let own = self.own();
         Box::new(own.map(|key| Cow::Owned(self.own_record(key))))
     }
 
