@@ -27,6 +27,9 @@ const BUILD: Duration = Duration::from_secs(15 * 60);
 /// The program bounds each command by 10 s itself.
 const ANSWER: Duration = Duration::from_secs(20);
 
+/// Layers of a hundred images or so, announced at once.
+const MANY: usize = 500;
+
 /// One Go node.
 struct Go {
     // Ends with its stdin, and is killed at the latest when this is dropped.
@@ -229,6 +232,17 @@ async fn go_and_peili_find_what_the_other_holds() {
     }
     let by_go = begin.elapsed();
 
+    // A node's whole content at once: Go bounds the streams of one peer, and resets what is beyond.
+    let many: Vec<Key> = (0..MANY).map(|n| content(&format!("layer {n}"))).collect();
+    peilis.0[0].kad.advertise(many.clone()).await.unwrap();
+    for go in std::iter::once(&mut first).chain(&mut others) {
+        for key in &many {
+            let key: &'static str = key.to_string().leak();
+            go.until(|| Do::Held { key }, tells_ours).await;
+        }
+    }
+    let all_of_it = begin.elapsed() - by_go;
+
     // Go's, found by us, its registry where ours would be.
     let key = content("layer of Go");
     let text: &'static str = key.to_string().leak();
@@ -279,7 +293,10 @@ async fn go_and_peili_find_what_the_other_holds() {
     find(&peilis, 3, &content("layer of Peili"), &[0]).await;
     let known = first.well(Do::Known).await.peers;
     assert!(known.len() >= 5, "{known:?}");
-    println!("Go found ours after {by_go:?}, we theirs after {by_us:?}");
+    println!(
+        "Go found ours after {by_go:?}, {MANY} more were in every Go store within {all_of_it:?}, we found theirs after {:?}",
+        by_us - all_of_it
+    );
 }
 
 fn without_id(address: &str) -> &str {
