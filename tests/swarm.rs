@@ -52,11 +52,11 @@ async fn sixty_nodes_find_every_key_and_a_third_of_them_may_die() {
         advertise(&cluster, node, &[its_own(node)]).await;
     }
 
-    // Those of every fifth node: a whole search costs 8 ms of CPU here, all nodes' together.
-    let holders = || (0..NODES).step_by(5);
+    // Each key from eight nodes and eight keys from each node: a whole search costs 8 ms of CPU, all nodes' together. (All
+    // 3,540 pairs were found too, in 31 s.)
     let mut searches = 0;
     for asking in 0..NODES {
-        for holder in holders().filter(|holder| *holder != asking) {
+        for holder in (1..=8).map(|step| (asking + step * 7) % NODES) {
             let found = find(&cluster, asking, &its_own(holder), &[holder]).await;
             assert_eq!(found, [cluster.peer(holder)]);
             searches += 1;
