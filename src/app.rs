@@ -129,6 +129,7 @@ impl App {
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<()> {
         let (registry_addr, metrics_addr) = (self.registry_addr()?, self.metrics_addr()?);
         let shutdown = Shutdown::new();
+        let swarm = self.router.clone();
         let router: Arc<dyn Router> = Arc::new(self.router);
 
         shutdown.spawn(self.registry.run(
@@ -167,6 +168,8 @@ impl App {
         info!("draining");
         // Dropped with the process: nobody should be sent here any more.
         let _leaving = self.readiness.guard("shutdown");
+        // Before the listeners close, so that nobody is sent here to be refused.
+        swarm.leave().await;
         let left = shutdown
             .finish(self.grace_period.saturating_sub(BEFORE_THE_END))
             .await;

@@ -1,138 +1,20 @@
-//! Real routers over TCP on loopback, in one process: each node has an address 127.0.0.x of its own.
+//! Real routers over TCP on loopback: the contract that every router keeps, and what is the DHT's own.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+#[allow(dead_code, reason = "each test uses its part")]
+mod nodes;
+
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use futures::StreamExt;
+use nodes::{KadCluster, Node, REGISTRY, config, multiaddr};
 use peili::readiness::Readiness;
+use peili::routing::Router;
 use peili::routing::bootstrap::Bootstrap;
-use peili::routing::kad::{self, Kad};
-use peili::routing::{Peer, Router};
+use peili::routing::kad;
 use peili::testing::conformance::routing::{Cluster, all, content, eventually, find};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-
-/// Nothing listens there: routers only tell of it.
-const REGISTRY: u16 = 5000;
 
 peili::routing_conformance!(KadCluster);
-
-struct KadCluster(Vec<Node>);
-
-struct Node {
-    ip: IpAddr,
-    kad: Kad,
-    readiness: Readiness,
-    registry: prometheus::Registry,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Node {
-    async fn start(number: usize, bootstrap: Option<Bootstrap>) -> Self {
-        let ip = IpAddr::V4(Ipv4Addr::new(127, 0, 0, number as u8 + 1));
-        Self::bound(ip, SocketAddr::new(ip, 0), bootstrap).await
-    }
-
-    async fn bound(ip: IpAddr, listen: SocketAddr, bootstrap: Option<Bootstrap>) -> Self {
-        Self::with(kad::Config {
-            bootstrap,
-            ..config(ip, listen)
-        })
-        .await
-    }
-
-    async fn with(config: kad::Config) -> Self {
-        let ip = config.advertise[0];
-        let registry = prometheus::Registry::new();
-        let metrics = kad::Metrics::new(&registry);
-        let readiness = Readiness::new();
-        let guard = readiness.guard("routing");
-        let (kad, event_loop) = kad::bind(config, metrics, guard).await.unwrap();
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(event_loop.run(stop.clone()));
-        Self {
-            ip,
-            kad,
-            readiness,
-            registry,
-            stop,
-            task,
-        }
-    }
-
-    async fn ready(&self) {
-        eventually("the node is ready", async || {
-            self.readiness.is_ready().then_some(())
-        })
-        .await;
-    }
-
-    fn metrics(&self) -> String {
-        let families = self.registry.gather();
-        prometheus::TextEncoder::new()
-            .encode_to_string(&families)
-            .unwrap()
-    }
-
-    fn address(&self) -> libp2p::Multiaddr {
-        multiaddr(self.kad.listen_addrs()[0])
-    }
-}
-
-fn config(advertise: IpAddr, listen: SocketAddr) -> kad::Config {
-    kad::Config {
-        listen: vec![listen],
-        advertise: vec![advertise],
-        registry_port: REGISTRY,
-        data_dir: None,
-        bootstrap: None,
-        resolve_timeout: Duration::from_millis(20),
-    }
-}
-
-fn multiaddr(socket: SocketAddr) -> libp2p::Multiaddr {
-    format!("/ip4/{}/tcp/{}", socket.ip(), socket.port())
-        .parse()
-        .unwrap()
-}
-
-#[async_trait(?Send)]
-impl Cluster for KadCluster {
-    type Router = Kad;
-
-    async fn of(nodes: usize) -> Self {
-        let first = Node::start(0, Some(Bootstrap::Static(vec![]))).await;
-        let seed = Bootstrap::Static(vec![first.address()]);
-        let mut cluster = vec![first];
-        for number in 1..nodes {
-            cluster.push(Node::start(number, Some(seed.clone())).await);
-        }
-        for node in &cluster {
-            node.ready().await;
-        }
-        Self(cluster)
-    }
-
-    fn router(&self, node: usize) -> &Kad {
-        &self.0[node].kad
-    }
-
-    fn peer(&self, node: usize) -> Peer {
-        let node = &self.0[node];
-        Peer {
-            id: node.kad.peer_id().clone(),
-            registry: vec![SocketAddr::new(node.ip, REGISTRY)],
-        }
-    }
-
-    async fn kill(&mut self, node: usize) {
-        let task = &mut self.0[node].task;
-        task.abort();
-        let _ = task.await;
-    }
-}
 
 #[tokio::test]
 async fn a_node_without_anybody_else_is_ready_and_finds_nothing() {

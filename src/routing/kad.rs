@@ -8,14 +8,17 @@
 //!                                          `-- store       what others told (inside of the swarm)
 //! ```
 //!
-//! Nothing can be taken back from a DHT. A node that has left is asked until its records expire; what makes that
-//! bearable is that it refuses at once and is then *gone* until it is next heard of.
+//! Nothing can be taken back from a DHT. A node that leaves says so to those it is connected to; all others ask it until
+//! its records expire, and what makes that bearable is that it refuses at once and is then *gone* until it is next heard
+//! of.
 
 mod addresses;
 mod behaviour;
 mod event_loop;
 pub mod identity;
+mod inbound;
 mod joining;
+mod leave;
 mod lookups;
 mod records;
 mod store;
@@ -35,7 +38,7 @@ use libp2p::core::transport::ListenerId;
 use libp2p::swarm::SwarmEvent;
 use prometheus::{HistogramVec, IntCounterVec, IntGauge, Registry};
 use rand::rngs::StdRng;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub use event_loop::EventLoop;
@@ -162,6 +165,7 @@ enum Command {
     Advertise(Vec<Key>),
     Withdraw(Vec<Key>),
     Refused(PeerId),
+    Leave(oneshot::Sender<()>),
 }
 
 /// Binds the sockets; nothing is dialed before [`EventLoop::run`]. The guard is dropped when this node knows a peer, or
@@ -293,6 +297,16 @@ impl Kad {
     /// This node's name among the peers.
     pub fn peer_id(&self) -> &PeerId {
         &self.id
+    }
+
+    /// Tells the peers connected now that this node leaves, and returns when they know, or after a moment. Nothing is
+    /// advertised any more; lookups go on.
+    pub async fn leave(&self) {
+        let (done, told) = oneshot::channel();
+        if self.send(Command::Leave(done)).is_ok() {
+            // An error says that the loop has ended, which tells them too.
+            let _ = told.await;
+        }
     }
 
     fn send(&self, command: Command) -> Result<(), RouterClosed> {

@@ -15,17 +15,18 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use libp2p::kad::{QueryId, RecordKey};
-use libp2p::swarm::ConnectionId;
+use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{PeerId, Swarm};
 use rand::RngExt;
 use rand::rngs::StdRng;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::addresses::Policy;
-use super::behaviour::Behaviour;
+use super::behaviour::{Behaviour, BehaviourEvent};
 use super::joining::Joining;
+use super::leave::{self, FAREWELL};
 use super::lookups::Lookups;
 use super::records::{MAX_IN_FLIGHT, Schedule, record_key};
 use super::{Command, Metrics};
@@ -84,6 +85,16 @@ pub struct EventLoop {
     own: HashSet<SocketAddr>,
     joining: Joining,
     phase: Phase,
+    leaving: Option<Leaving>,
+}
+
+/// This node has said that it leaves.
+struct Leaving {
+    /// Whether everybody has heard.
+    told: bool,
+    /// From then on it is not waited whether everybody has heard.
+    deadline: Instant,
+    waiters: Vec<oneshot::Sender<()>>,
 }
 
 pub(super) struct Parts {
@@ -128,6 +139,7 @@ impl EventLoop {
             own: parts.own,
             joining: Joining::new(now),
             phase: Phase::Waiting,
+            leaving: None,
             rng,
         }
     }
@@ -152,8 +164,17 @@ impl EventLoop {
         self.close().await;
     }
 
-    /// Nothing can be taken back from the DHT: who follows our old records is refused and asks the next.
+    /// Nothing can be taken back from the DHT: who has not heard that we leave and follows our old records is refused and
+    /// asks the next.
     async fn close(mut self) {
+        let leaving = self.leave(Instant::now());
+        let (told, deadline) = (leaving.told, leaving.deadline);
+        if !told {
+            let told = async { while !is_told(&self.swarm.select_next_some().await) {} };
+            // Who has not agreed by then hears of it from the first refused connection.
+            let _ = tokio::time::timeout_at(deadline.into(), told).await;
+        }
+        self.leaving = None;
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         for peer in peers {
             // An error says that it is gone already.
@@ -198,6 +219,42 @@ impl EventLoop {
                 Ok(peer) => self.forget(peer, now),
                 Err(_) => debug!(%peer, "refused by somebody who is no peer of this router"),
             },
+            Command::Leave(done) => self.leave(now).waiters.push(done),
+        }
+    }
+
+    /// Says that this node leaves, once. What is announced later would say the opposite.
+    fn leave(&mut self, now: Instant) -> &mut Leaving {
+        if self.leaving.is_none() {
+            let behaviour = self.swarm.behaviour_mut();
+            behaviour.leave.leave();
+            let kad = &mut behaviour.kad;
+            let own: Vec<RecordKey> = kad.store_mut().own().cloned().collect();
+            for key in &own {
+                kad.stop_providing(key);
+            }
+            for mut query in kad.iter_queries_mut() {
+                if self.announcing.contains_key(&query.id()) {
+                    query.finish();
+                }
+            }
+        }
+        self.leaving.get_or_insert_with(|| Leaving {
+            told: false,
+            deadline: now + FAREWELL,
+            waiters: Vec::new(),
+        })
+    }
+
+    /// Tells those who wait for it that everybody has heard, or has had the time to.
+    fn end_farewell(&mut self, now: Instant) {
+        if let Some(leaving) = &mut self.leaving
+            && (leaving.told || leaving.deadline <= now)
+        {
+            for waiter in leaving.waiters.drain(..) {
+                // It waits no longer.
+                let _ = waiter.send(());
+            }
         }
     }
 
@@ -216,6 +273,15 @@ impl EventLoop {
         kad.remove_peer(&peer);
         kad.store_mut().gone(peer, now);
         debug!(%peer, "peer is gone");
+        self.count_peers(now);
+    }
+
+    /// A peer has said that it leaves. It is asked nothing more and offered to nobody.
+    fn farewell(&mut self, peer: PeerId, now: Instant) {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        kad.remove_peer(&peer);
+        kad.store_mut().left(peer, now);
+        debug!(%peer, "peer leaves");
         self.count_peers(now);
     }
 
@@ -276,6 +342,7 @@ impl EventLoop {
             self.count_peers(now);
         }
         self.join(now);
+        self.end_farewell(now);
     }
 
     /// Everything that arrived has been read, and it is `now`.
@@ -288,7 +355,10 @@ impl EventLoop {
 
     /// An announcement made before the table is filled reaches nobody, or not the nearest.
     fn can_announce(&self) -> bool {
-        self.settled && self.table > 0 && self.announcing.len() < MAX_IN_FLIGHT
+        self.settled
+            && self.table > 0
+            && self.announcing.len() < MAX_IN_FLIGHT
+            && self.leaving.is_none()
     }
 
     fn announce(&mut self, now: Instant) {
@@ -320,15 +390,30 @@ impl EventLoop {
     fn wake_at(&self) -> Instant {
         let dials: Vec<Instant> = self.dials.values().copied().collect();
         let announce = self.schedule.next().filter(|_| self.can_announce());
-        let join = (matches!(self.phase, Phase::Waiting) && self.bootstrapper.is_some())
-            .then(|| self.joining.next());
-        [self.lookups.next(&dials), announce, join, self.settle_at()]
+        let join = (matches!(self.phase, Phase::Waiting)
+            && self.bootstrapper.is_some()
+            && self.leaving.is_none())
+        .then(|| self.joining.next());
+        let farewell = self.leaving.as_ref().filter(|l| !l.waiters.is_empty());
+        let farewell = farewell.map(|leaving| leaving.deadline);
+        let settle = self.settle_at();
+        [self.lookups.next(&dials), announce, join, settle, farewell]
             .into_iter()
             .flatten()
             .fold(self.sweep_at.min(self.refresh_at), Instant::min)
     }
 }
 
+fn is_told(event: &SwarmEvent<BehaviourEvent>) -> bool {
+    matches!(
+        event,
+        SwarmEvent::Behaviour(BehaviourEvent::Leave(leave::Event::Told))
+    )
+}
+
 fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -287,4 +287,19 @@ mod tests {
         joining.alone_again(now);
         assert_eq!(joining.next(), now + FIRST_PAUSE);
     }
+
+    #[test]
+    fn whatever_came_before_the_next_round_is_half_a_minute_away_at_most() {
+        // So a partition that is over is one DHT within a minute: one round, and one for whoever was met by nobody.
+        for seed in 0..20 {
+            let (mut rng, now) = (StdRng::seed_from_u64(seed), Instant::now());
+            let mut joining = Joining::new(now);
+            for _ in 0..50 {
+                let outcome = [NoAnswer, NobodyElse, Refused, Reached][rng.random_range(0..4)];
+                let peers = rng.random_range(0..3);
+                joining.over(outcome, peers, now, &mut rng);
+                assert!(joining.next() <= now + Duration::from_secs(30));
+            }
+        }
+    }
 }

@@ -5,12 +5,13 @@
 //! same few hundred peers for thousands of keys), and an answer is a random sample, so that a popular layer is not
 //! fetched from the first twenty nodes only.
 //!
-//! A peer that refused a connection is *gone*: its records stay and are not shown until it is heard of again. Time is
-//! an argument except where libp2p's trait leaves no room for it.
+//! A peer that refused a connection is *gone*: its records stay and are not shown until it is heard of again. One that
+//! said that it leaves is gone until it connects again: what else is heard of it was said before. Time is an argument
+//! except where libp2p's trait leaves no room for it.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, hash_map};
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use libp2p::kad::store::{Error, RecordStore, Result};
@@ -27,9 +28,12 @@ const ANSWER: usize = 20;
 /// Kept so that different askers can be given different twenty. Who has been silent longest gives way.
 const MAX_PER_KEY: usize = 64;
 
-/// A key with one provider takes about 200 bytes (measured), so this bounds the store at some 25 MiB. A node of a
-/// 200-node cluster with 5,000 keys each keeps 100,000 if no two nodes held the same.
+/// A node of a 200-node cluster with 5,000 keys each keeps 100,000 if no two nodes held the same.
 const MAX_REMOTE_KEYS: usize = 1 << 17;
+
+/// A key with one record takes 214 bytes, a further record of it 24 to 48 (`memory` measures it): 200,000 records take 7 MiB
+/// at fifty to a key, 11 at ten, 24 at two. With both bounds the store stays under 48 MiB, whoever fills it.
+const MAX_REMOTE_RECORDS: usize = 1 << 19;
 
 /// Far more than a cluster has nodes: a bound for a flood of made-up names.
 const MAX_PEERS: usize = 1 << 14;
@@ -42,17 +46,32 @@ pub const MAX_ADDRESSES: usize = 8;
 /// forgotten for a record's whole life because of one refusal.
 pub const GONE_FOR: Duration = Duration::from_secs(60);
 
+/// A peer that left is shown again after this long even if it has not connected here: in a large cluster a node that was
+/// restarted may find what it needs elsewhere, and within this time it has announced all it holds. One that left for good
+/// is then refused, or its machine is silent, once.
+pub const LEFT_FOR: Duration = Duration::from_secs(5 * 60);
+
 /// Provider records only: PUT_VALUE is refused.
 pub struct Store {
     me: PeerId,
     own_addresses: Vec<Multiaddr>,
     policy: Policy,
-    local: HashMap<RecordKey, ProviderRecord>,
+    /// 331 bytes each with its place in the schedule (`memory` measures it): 20,000 take 7 MiB.
+    local: HashSet<RecordKey>,
     remote: HashMap<RecordKey, Vec<Told>>,
+    /// In `remote`, of all keys together.
+    records: usize,
     peers: Interned,
-    gone: HashMap<PeerId, Instant>,
+    gone: HashMap<PeerId, Gone>,
     /// The trait asks for providers through a shared reference.
     rng: RefCell<StdRng>,
+}
+
+#[derive(Clone, Copy)]
+struct Gone {
+    until: Instant,
+    /// It said so itself.
+    left: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -67,8 +86,9 @@ impl Store {
             me,
             own_addresses: Vec::new(),
             policy,
-            local: HashMap::new(),
+            local: HashSet::new(),
             remote: HashMap::new(),
+            records: 0,
             peers: Interned::default(),
             gone: HashMap::new(),
             rng: RefCell::new(rng),
@@ -81,29 +101,74 @@ impl Store {
         self.own_addresses = own;
     }
 
+    /// What this node provides.
+    pub fn own(&self) -> impl Iterator<Item = &RecordKey> {
+        self.local.iter()
+    }
+
+    /// How many records others have told.
+    #[cfg(test)]
+    pub fn remote(&self) -> usize {
+        self.records
+    }
+
     /// Drops what has expired. Milliseconds for 20,000 keys.
     pub fn sweep(&mut self, now: Instant) {
         self.remote.retain(|_, told| {
             told.retain(|told| told.until > now);
             !told.is_empty()
         });
+        self.records = self.remote.values().map(Vec::len).sum();
+        // The table alone is half of what single records cost.
+        if self.remote.len() < self.remote.capacity() / 4 {
+            self.remote.shrink_to(2 * self.remote.len());
+        }
         let used: HashSet<u32> = self.remote.values().flatten().map(|t| t.peer).collect();
         self.peers.keep(&used);
-        self.gone.retain(|_, until| *until > now);
+        self.gone.retain(|_, gone| gone.until > now);
     }
 
     /// `peer` refused a connection.
     pub fn gone(&mut self, peer: PeerId, now: Instant) {
-        self.gone.insert(peer, now + GONE_FOR);
+        let until = now + GONE_FOR;
+        if let Some(known) = self.gone.get_mut(&peer) {
+            known.until = known.until.max(until);
+        } else {
+            self.hide(peer, Gone { until, left: false });
+        }
     }
 
-    /// `peer` gave a sign of life.
-    pub fn heard(&mut self, peer: &PeerId) {
+    /// `peer` said that it leaves.
+    pub fn left(&mut self, peer: PeerId, now: Instant) {
+        let until = now + LEFT_FOR;
+        self.hide(peer, Gone { until, left: true });
+    }
+
+    fn hide(&mut self, peer: PeerId, gone: Gone) {
+        if self.gone.len() < MAX_PEERS || self.gone.contains_key(&peer) {
+            self.gone.insert(peer, gone);
+        }
+    }
+
+    /// A new connection with `peer` stands: it is back, whatever it said.
+    pub fn met(&mut self, peer: &PeerId) {
         self.gone.remove(peer);
     }
 
+    /// `peer` gave a sign of life, perhaps its last.
+    pub fn heard(&mut self, peer: &PeerId) {
+        if !self.has_left(peer) {
+            self.gone.remove(peer);
+        }
+    }
+
+    /// Whether `peer` has said that it leaves, and not come back since.
+    pub fn has_left(&self, peer: &PeerId) -> bool {
+        self.gone.get(peer).is_some_and(|gone| gone.left)
+    }
+
     pub fn is_gone(&self, peer: &PeerId, now: Instant) -> bool {
-        self.gone.get(peer).is_some_and(|until| *until > now)
+        self.gone.get(peer).is_some_and(|gone| gone.until > now)
     }
 
     /// Where `peer` said it is when it last provided something.
@@ -113,16 +178,13 @@ impl Store {
 
     fn insert(&mut self, record: ProviderRecord, now: Instant) -> Result<()> {
         if record.provider == self.me {
-            let record = ProviderRecord {
-                addresses: self.own_addresses.clone(),
-                ..record
-            };
-            self.local.insert(record.key.clone(), record);
+            self.local.insert(record.key);
             return Ok(());
         }
         self.heard(&record.provider);
-        let full = self.remote.len() >= MAX_REMOTE_KEYS;
-        if full && !self.remote.contains_key(&record.key) {
+        let full = self.records >= MAX_REMOTE_RECORDS;
+        if (full || self.remote.len() >= MAX_REMOTE_KEYS) && !self.remote.contains_key(&record.key)
+        {
             return Err(Error::MaxProvidedKeys);
         }
         let mut addresses = record.addresses;
@@ -132,11 +194,14 @@ impl Store {
             return Err(Error::MaxProvidedKeys);
         };
         let until = record.expires.unwrap_or(now + super::records::RECORD_LIFE);
-        let told = self.remote.entry(record.key).or_default();
+        // Most keys have one provider, and a Vec left to itself begins with four.
+        let told = self.remote.entry(record.key);
+        let told = told.or_insert_with(|| Vec::with_capacity(1));
         if let Some(known) = told.iter_mut().find(|told| told.peer == peer) {
             known.until = until;
-        } else if told.len() < MAX_PER_KEY {
+        } else if told.len() < MAX_PER_KEY && !full {
             told.push(Told { peer, until });
+            self.records += 1;
         } else if let Some(oldest) = told.iter_mut().min_by_key(|told| told.until) {
             *oldest = Told { peer, until };
         }
@@ -164,11 +229,15 @@ impl Store {
             .collect();
         let mut rng = self.rng.borrow_mut();
         records.shuffle(&mut *rng);
-        let local = self.local.get(key);
-        records.truncate(ANSWER - usize::from(local.is_some()));
-        records.extend(local.cloned());
+        let own = self.local.get(key).map(|key| self.own_record(key));
+        records.truncate(ANSWER - usize::from(own.is_some()));
+        records.extend(own);
         records.shuffle(&mut *rng);
         records
+    }
+
+    fn own_record(&self, key: &RecordKey) -> ProviderRecord {
+        ProviderRecord::new(key.clone(), self.me, self.own_addresses.clone())
     }
 
     fn forget(&mut self, key: &RecordKey, provider: &PeerId) {
@@ -177,7 +246,9 @@ impl Store {
         } else if let Some(peer) = self.peers.slot(provider)
             && let Some(told) = self.remote.get_mut(key)
         {
+            let before = told.len();
             told.retain(|told| told.peer != peer);
+            self.records -= before - told.len();
             if told.is_empty() {
                 self.remote.remove(key);
             }
@@ -187,10 +258,7 @@ impl Store {
 
 impl RecordStore for Store {
     type RecordsIter<'a> = std::iter::Empty<Cow<'a, Record>>;
-    type ProvidedIter<'a> = std::iter::Map<
-        hash_map::Values<'a, RecordKey, ProviderRecord>,
-        fn(&'a ProviderRecord) -> Cow<'a, ProviderRecord>,
-    >;
+    type ProvidedIter<'a> = Box<dyn Iterator<Item = Cow<'a, ProviderRecord>> + 'a>;
 
     fn get(&self, _: &RecordKey) -> Option<Cow<'_, Record>> {
         None
@@ -215,7 +283,8 @@ impl RecordStore for Store {
     }
 
     fn provided(&self) -> Self::ProvidedIter<'_> {
-        self.local.values().map(Cow::Borrowed)
+        let own = self.own();
+        Box::new(own.map(|key| Cow::Owned(self.own_record(key))))
     }
 
     fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
@@ -280,5 +349,7 @@ impl Interned {
     }
 }
 
+#[cfg(test)]
+mod memory;
 #[cfg(test)]
 mod tests;

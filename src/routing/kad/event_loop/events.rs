@@ -11,6 +11,7 @@ use libp2p::{Multiaddr, PeerId, identify, ping};
 use tracing::{debug, warn};
 
 use super::super::behaviour::{BehaviourEvent, DIAL, KAD_PROTOCOL};
+use super::super::leave;
 use super::super::store::{MAX_ADDRESSES, Store};
 use super::EventLoop;
 use super::join::Phase;
@@ -25,6 +26,14 @@ impl EventLoop {
                 info,
                 ..
             })) => self.identified(peer_id, info),
+            SwarmEvent::Behaviour(BehaviourEvent::Leave(leave::Event::Left(peer))) => {
+                self.farewell(peer, now);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Leave(leave::Event::Told)) => {
+                if let Some(leaving) = &mut self.leaving {
+                    leaving.told = true;
+                }
+            }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 peer,
                 result: Err(ping::Failure::Timeout),
@@ -48,7 +57,7 @@ impl EventLoop {
                 ..
             } => {
                 self.dials.remove(&connection_id);
-                self.swarm.behaviour_mut().kad.store_mut().heard(&peer_id);
+                self.swarm.behaviour_mut().kad.store_mut().met(&peer_id);
                 let addresses = self.connected.entry(peer_id).or_default();
                 if let ConnectedPoint::Dialer { address, .. } = &endpoint {
                     addresses.extend(self.policy.socket(address));
@@ -104,7 +113,14 @@ impl EventLoop {
                 }
                 _ => {}
             },
-            kad::Event::RoutingUpdated { .. } => self.count_peers(now),
+            kad::Event::RoutingUpdated { peer, .. } => {
+                let kad = &mut self.swarm.behaviour_mut().kad;
+                // Learned from what it sent before.
+                if kad.store_mut().has_left(&peer) {
+                    kad.remove_peer(&peer);
+                }
+                self.count_peers(now);
+            }
             _ => {}
         }
     }
@@ -161,6 +177,9 @@ impl EventLoop {
             return;
         }
         let kad = &mut self.swarm.behaviour_mut().kad;
+        if kad.store_mut().has_left(&peer) {
+            return;
+        }
         kad.store_mut().heard(&peer);
         let usable: Vec<(Multiaddr, SocketAddr)> = info
             .listen_addrs

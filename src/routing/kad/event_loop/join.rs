@@ -42,6 +42,7 @@ impl EventLoop {
         }
         if let (Phase::Waiting, Some(bootstrapper)) = (&self.phase, &self.bootstrapper)
             && self.joining.next() <= now
+            && self.leaving.is_none()
         {
             let bootstrapper = bootstrapper.clone();
             let own: Vec<SocketAddr> = self.own.iter().copied().collect();

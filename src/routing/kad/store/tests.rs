@@ -176,3 +176,49 @@ fn values_are_refused() {
     assert!(store.put(Record::new(key(1), vec![1])).is_err());
     assert_eq!(store.records().count(), 0);
 }
+
+#[test]
+fn a_peer_that_left_is_hidden_until_it_connects_again_or_minutes_are_over() {
+    let (mut store, now) = store();
+    let peer = PeerId::random();
+    store.insert(record(1, peer, now), now).unwrap();
+    let hidden = |store: &Store, at| providers(store, 1, at).is_empty();
+
+    store.left(peer, now);
+    assert!(hidden(&store, now + GONE_FOR));
+    // It was on its way when the goodbye was.
+    store.heard(&peer);
+    store.insert(record(1, peer, now), now).unwrap();
+    assert!(hidden(&store, now));
+    // A refusal says nothing new.
+    store.gone(peer, now);
+    assert!(hidden(&store, now + GONE_FOR) && store.has_left(&peer));
+    assert!(!hidden(&store, now + LEFT_FOR));
+
+    store.met(&peer);
+    assert!(!hidden(&store, now));
+}
+
+#[test]
+fn the_number_of_remote_records_is_bounded_and_who_knows_a_key_still_hears_news_of_it() {
+    let (mut store, now) = store();
+    let peers: Vec<PeerId> = (0..=MAX_PER_KEY).map(|_| PeerId::random()).collect();
+    let keys = (MAX_REMOTE_RECORDS / MAX_PER_KEY) as u32;
+    for n in 0..keys {
+        for peer in &peers[..MAX_PER_KEY] {
+            store.insert(record(n, *peer, now), now).unwrap();
+        }
+    }
+    assert_eq!(store.records, MAX_REMOTE_RECORDS);
+
+    assert!(store.insert(record(keys, peers[0], now), now).is_err());
+    let later = now + GONE_FOR;
+    store
+        .insert(record(0, peers[MAX_PER_KEY], later), later)
+        .unwrap();
+    assert_eq!(store.records, MAX_REMOTE_RECORDS);
+
+    store.forget(&key(1), &peers[0]);
+    assert!(store.insert(record(keys, peers[0], now), now).is_ok());
+    assert_eq!(store.records, MAX_REMOTE_RECORDS);
+}

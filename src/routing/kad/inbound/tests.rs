@@ -1,0 +1,138 @@
+use std::net::SocketAddr;
+
+use futures::StreamExt;
+use libp2p::Swarm;
+use libp2p::identity::Keypair;
+use libp2p::swarm::SwarmEvent;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::*;
+use crate::routing::kad::addresses::{Policy, multiaddr};
+use crate::routing::kad::behaviour::{self, Behaviour};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn id(n: usize) -> ConnectionId {
+    ConnectionId::new_unchecked(n)
+}
+
+#[test]
+fn whoever_has_been_idle_for_longest_makes_room_and_nobody_who_is_not() {
+    // cap, seconds at which something last ran on connections 0, 1, 2; who goes at second 20
+    for (cap, ran, goes) in [
+        (4, vec![0, 1, 2], Ok(None)),
+        (3, vec![2, 0, 1], Ok(Some(1))),
+        (3, vec![9, 10, 11], Ok(Some(0))),
+        (3, vec![11, 10, 12], Ok(Some(1))),
+        (3, vec![11, 12, 13], Err(Full(3))),
+    ] {
+        let start = Instant::now();
+        let mut guests = Guests {
+            cap,
+            running: RUNNING,
+            stirred: HashMap::new(),
+        };
+        for (n, at) in ran.iter().enumerate() {
+            guests.came(id(n), PeerId::random(), start);
+            guests.ran(id(n), start + *at * SECOND);
+        }
+
+        let admitted = guests.admit(start + 20 * SECOND);
+
+        let gone = admitted.map(|evicted| evicted.map(|(_, id)| id));
+        assert_eq!(gone, goes.map(|n| n.map(id)), "{ran:?}");
+        let left = ran.len() - usize::from(matches!(gone, Ok(Some(_))));
+        assert_eq!(guests.stirred.len(), left);
+    }
+}
+
+#[test]
+fn what_this_node_asks_a_peer_keeps_all_its_connections() {
+    let (start, peer) = (Instant::now(), PeerId::random());
+    let mut guests = Guests {
+        cap: 2,
+        running: RUNNING,
+        stirred: HashMap::new(),
+    };
+    guests.came(id(0), peer, start);
+    guests.came(id(1), peer, start);
+
+    guests.ran_with(peer, start + 20 * SECOND);
+    assert_eq!(guests.admit(start + 21 * SECOND), Err(Full(2)));
+    guests.went(id(0));
+    assert_eq!(guests.admit(start + 21 * SECOND), Ok(None));
+}
+
+fn swarm() -> Swarm<Behaviour> {
+    let policy = Policy::of(&["127.0.0.1".parse().unwrap()]);
+    let rng = StdRng::seed_from_u64(1);
+    behaviour::swarm(&Keypair::generate_ed25519(), policy, rng).unwrap()
+}
+
+/// Polls all of them until the first says something that `seen` knows.
+async fn until<T>(
+    swarms: &mut [Swarm<Behaviour>],
+    mut seen: impl FnMut(usize, SwarmEvent<behaviour::BehaviourEvent>) -> Option<T>,
+) -> T {
+    let search = async {
+        loop {
+            let polled = swarms
+                .iter_mut()
+                .enumerate()
+                .map(|(n, swarm)| Box::pin(async move { (n, swarm.select_next_some().await) }));
+            let ((n, event), _, _) = futures::future::select_all(polled).await;
+            if let Some(seen) = seen(n, event) {
+                return seen;
+            }
+        }
+    };
+    tokio::time::timeout(20 * SECOND, search).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_newcomer_gets_in_for_whoever_has_been_idle_for_longest() {
+    const CAP: usize = 3;
+    let mut swarms: Vec<Swarm<Behaviour>> = (0..=CAP + 1).map(|_| swarm()).collect();
+    let kad = &mut swarms[0].behaviour_mut().kad;
+    (kad.guests.cap, kad.guests.running) = (CAP, Duration::ZERO);
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    swarms[0].listen_on(multiaddr(any)).unwrap();
+    let address = until(&mut swarms, |_, event| match event {
+        SwarmEvent::NewListenAddr { address, .. } => Some(address),
+        _ => None,
+    })
+    .await;
+
+    for guest in 1..=CAP {
+        swarms[guest].dial(address.clone()).unwrap();
+        until(&mut swarms, |n, event| {
+            let established = matches!(event, SwarmEvent::ConnectionEstablished { .. });
+            (n == 0 && established).then_some(())
+        })
+        .await;
+    }
+    // The first guest asks for something; the second has then been idle for longest.
+    let host = *swarms[0].local_peer_id();
+    let kad = &mut swarms[1].behaviour_mut().kad;
+    kad.add_address(&host, address.clone());
+    let query = kad.get_closest_peers(host);
+    until(&mut swarms, |n, event| match event {
+        SwarmEvent::Behaviour(behaviour::BehaviourEvent::Kad(
+            libp2p::kad::Event::OutboundQueryProgressed { id, step, .. },
+        )) => (n == 1 && id == query && step.last).then_some(()),
+        _ => None,
+    })
+    .await;
+    swarms[CAP + 1].dial(address).unwrap();
+    let lost = until(&mut swarms, |n, event| match event {
+        SwarmEvent::ConnectionClosed { peer_id, .. } if n == 0 => Some(peer_id),
+        _ => None,
+    })
+    .await;
+
+    assert_eq!(lost, *swarms[2].local_peer_id());
+    for guest in [1, 3, 4] {
+        assert!(swarms[0].is_connected(swarms[guest].local_peer_id()));
+    }
+}
