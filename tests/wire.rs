@@ -204,6 +204,9 @@ async fn go_and_peili_find_what_the_other_holds() {
         go.well(Do::Connect { address: &door }).await;
     }
 
+    // An announcement goes to those whom the announcer knows then.
+    peilis.0[0].knows(7).await;
+
     // Ours, found by Go, with the address that we announce and no other.
     let (layer, tag) = (content("layer of Peili").to_string(), tag().to_string());
     let (layer, tag): (&'static str, &'static str) = (layer.leak(), tag.leak());

@@ -68,6 +68,15 @@ impl Node {
         .await;
     }
 
+    /// Waits until so many others are in its routing table.
+    pub async fn knows(&self, peers: usize) {
+        let line = format!("peili_peers {peers}\n");
+        eventually("the node knows the others", async || {
+            self.metrics().contains(&line).then_some(())
+        })
+        .await;
+    }
+
     pub fn metrics(&self) -> String {
         let families = self.registry.gather();
         prometheus::TextEncoder::new()
