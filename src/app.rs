@@ -30,6 +30,8 @@ use crate::{admin, advertise, registry};
 /// into a reset, and before the pod's network goes, which turns it into silence.
 const BEFORE_THE_END: Duration = Duration::from_secs(5);
 
+/// The router says goodbye within 300 ms, unless something is wrong with it.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// The router closes its connections in half a second.
 const ROUTER_END: Duration = Duration::from_secs(2);
 
@@ -169,7 +171,7 @@ impl App {
         // Dropped with the process: nobody should be sent here any more.
         let _leaving = self.readiness.guard("shutdown");
         // Before the listeners close, so that nobody is sent here to be refused.
-        swarm.leave().await;
+        let _ = tokio::time::timeout(GOODBYE, swarm.leave()).await;
         let left = shutdown
             .finish(self.grace_period.saturating_sub(BEFORE_THE_END))
             .await;

@@ -33,7 +33,7 @@ use flush::{Flushes, FlushingIo};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Descriptors and memory are bounded by this: an idle connection costs about 10 KiB here. containerd uses a handful,
 /// each pulling peer one for each of its three layers.
-const MAX_CONNECTIONS: usize = 4096;
+pub const MAX_CONNECTIONS: usize = 4096;
 /// A request head of ours is below 1 KiB; hyper answers 431 beyond this and closes.
 const MAX_HEAD: usize = 32 << 10;
 

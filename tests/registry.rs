@@ -496,6 +496,100 @@ async fn what_is_no_request_of_ours_is_refused_with_a_reason() {
 }
 
 #[tokio::test]
+async fn hostile_requests_get_an_answer_or_an_end() {
+    let node = Node::in_swarm(&FakeSwarm::new()).await;
+    let digest = node.hold("blob").await;
+    let huge = format!(
+        "GET /v2/ HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+        "x".repeat(1 << 20)
+    );
+    let many = format!(
+        "GET /v2/ HTTP/1.1\r\nhost: x\r\n{}\r\n",
+        "a: b\r\n".repeat(1000)
+    );
+    let close = "connection: close\r\n\r\n";
+    for (request, status) in [
+        (huge, Some(431)),
+        (many, Some(431)),
+        (
+            format!("CONNECT example.test:443 HTTP/1.1\r\nhost: x\r\n{close}"),
+            Some(405),
+        ),
+        (
+            format!("BREW /v2/ HTTP/1.1\r\nhost: x\r\n{close}"),
+            Some(405),
+        ),
+        (
+            format!("OPTIONS * HTTP/1.1\r\nhost: x\r\n{close}"),
+            Some(405),
+        ),
+        // Absolute form is for proxies, and every server must take it (RFC 9112, section 3.2.2).
+        (
+            format!("GET http://elsewhere/v2/a/blobs/{digest} HTTP/1.1\r\nhost: x\r\n{close}"),
+            Some(200),
+        ),
+        (
+            format!("GET /v2/a/blobs/{digest}?ns=%00 HTTP/1.1\r\nhost: x\r\n{close}"),
+            Some(400),
+        ),
+        (
+            format!("GET /v2/a/blobs/{digest} HTTP/9.9\r\nhost: x\r\n{close}"),
+            Some(400),
+        ),
+        ("\0\x01\x02\r\n\r\n".to_string(), Some(400)),
+        (
+            "GET /v2/ HTTP/1.1\r\nhost: x\r\ncontent-length: x\r\n\r\n".to_string(),
+            Some(400),
+        ),
+        (String::new(), None),
+    ] {
+        let case: String = request.chars().take(60).collect();
+        let mut stream = TcpStream::connect(node.address).await.unwrap();
+        // The server may have closed before all of it was sent.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let _ = stream.shutdown().await;
+        let mut received = Vec::new();
+        let read = stream.read_to_end(&mut received);
+        let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+        read.expect("an end")
+            .unwrap_or_else(|e| panic!("{case}: {e}"));
+        let answered = (!received.is_empty()).then(|| Answer::of(received).status);
+        assert_eq!(answered, status, "{case}");
+    }
+    assert_eq!(node.get("/v2/").await.status, 200, "and it lives");
+}
+
+#[tokio::test]
+async fn idle_connections_beyond_the_limit_are_closed_and_the_rest_is_served() {
+    let node = Node::in_swarm(&FakeSwarm::new()).await;
+    let digest = node.hold("blob").await;
+    // Both ends of each are in this process.
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..peili::server::MAX_CONNECTIONS {
+        idle.push(TcpStream::connect(node.address).await.unwrap());
+    }
+    let mut one_more = TcpStream::connect(node.address).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(10), one_more.read_u8()).await;
+    read.expect("an end").expect_err("and not a byte");
+
+    idle.truncate(idle.len() - 10);
+
+    let served = || async {
+        let path =
+            format!("GET /v2/a/blobs/{digest} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let mut stream = TcpStream::connect(node.address).await.ok()?;
+        stream.write_all(path.as_bytes()).await.ok()?;
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await.ok()?;
+        received.ends_with(b"blob").then_some(())
+    };
+    peili::testing::eventually("room is made", Duration::from_secs(10), served).await;
+}
+
+#[tokio::test]
 async fn a_request_with_a_body_gets_its_answer_and_no_reset() {
     let node = Node::in_swarm(&FakeSwarm::new()).await;
     let path = format!("/v2/app/blobs/{}", Digest::sha256(b"x"));
