@@ -7,7 +7,6 @@
 pub mod flush;
 
 use std::fs::File;
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -126,7 +125,8 @@ async fn serve(
     let mut is_draining = false;
     loop {
         tokio::select! {
-            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
+            // Not `poll_without_shutdown`: that may end with bytes that hyper has not written yet.
+            ended = &mut connection => {
                 if let Err(e) = ended {
                     debug!(%remote, error = %e, "connection ended");
                 }
@@ -239,6 +239,30 @@ mod tests {
         for (chunks, size) in [(1, 10), (3, 1000), (20, 100_000)] {
             assert_eq!(failing_after(chunks, size).await.len(), chunks * size);
         }
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_the_last_byte_of_a_connection_that_closes() {
+        const SIZE: usize = 40 << 20;
+        let body = || async { Bytes::from(vec![7; SIZE]) };
+        let (address, shutdown) = serving(Router::new().route("/", get(body))).await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let head = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        // Its first byte is there, its buffers fill, and the server is told to end. (Nothing is waited for: the longer
+        // the client takes, the likelier a server that does not wait for it is found out.)
+        let mut received = vec![0; 1];
+        client.read_exact(&mut received).await.unwrap();
+        shutdown.drain.cancel();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+
+        client
+            .read_to_end(&mut received)
+            .await
+            .expect("a FIN, not a reset");
+
+        let head = received.windows(4).position(|w| w == b"\r\n\r\n");
+        assert_eq!(received.len() - head.unwrap() - 4, SIZE);
     }
 
     #[tokio::test]
