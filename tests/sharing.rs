@@ -322,6 +322,42 @@ async fn only_the_nodes_own_containerd_has_its_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_a_pods_mounts_without_a_capability_it_survives_restarts_of_containerd() {
+    let lab = lab_or_skip!();
+    let (node, other) = (
+        lab.node(NodeOptions::default()).await.unwrap(),
+        lab.node(NodeOptions::default()).await.unwrap(),
+    );
+    let first = lab
+        .make(ImageSpec::new("test/first:v1").layers([MIB]))
+        .await
+        .unwrap();
+    // The directories are there before the pod is.
+    node.import(&first).await.unwrap();
+    let in_a_pod = PeiliOptions::default().in_a_pod();
+    node.start_peili_with(&in_a_pod).await.unwrap();
+    other.start_peili().await.unwrap();
+    answered(&other, &manifest_path(&first, "v1"), 200, AT_ALL).await;
+
+    // The socket is another file each time.
+    for (round, name) in ["test/a:v1", "test/b:v1"].into_iter().enumerate() {
+        node.restart().await.unwrap();
+        let spec = ImageSpec::new(name).seed(7 + round as u64).layers([MIB]);
+        let image = lab.make(spec).await.unwrap();
+        node.import(&image).await.unwrap();
+        answered(&other, &manifest_path(&image, "v1"), 200, AT_ALL).await;
+    }
+    node.peili_ready().await.unwrap();
+
+    // Blobs are read by their path: containerd need not be there.
+    node.stop().await.unwrap();
+    let layer = blob_path(&first, &first.layers[0].digest);
+    assert_eq!(other.http_get(&layer).await.unwrap().status, 200);
+    let ended = node.stop_peili().await.unwrap().unwrap();
+    assert!(ended.success(), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn containerd_may_come_late_and_go_and_come_back() {
     let lab = lab_or_skip!();
     let other = lab.node(NodeOptions::default()).await.unwrap();

@@ -53,7 +53,7 @@ use self::registry::Registry;
 use self::workspace::Workspace;
 
 /// Programs that a lab cannot do without, and the Debian packages that have them.
-const NEEDS: [(&str, &str); 9] = [
+const NEEDS: [(&str, &str); 10] = [
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("docker-registry", "docker-registry"),
@@ -63,6 +63,7 @@ const NEEDS: [(&str, &str); 9] = [
     ("busybox", "busybox-static"),
     ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
 ];
 
 pub struct Lab {

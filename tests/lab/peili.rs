@@ -27,9 +27,34 @@ pub struct PeiliOptions {
     args: Vec<(String, String)>,
     env: Vec<(String, String)>,
     unconfigured: bool,
+    in_a_pod: bool,
 }
 
+/// A pod's world, as far as mounts and privileges go: the directory of containerd's socket, the content directory
+/// (read-only) and the data directory at places of their own, what lies where containerd has it out of sight, the root
+/// read-only, uid 0 without any capability.
+const POD: &str = r#"
+    mount -t tmpfs tmpfs /mnt
+    mkdir /mnt/run /mnt/content /mnt/data
+    mount --bind "$1" /mnt/run
+    mount --bind "$2" /mnt/content
+    mount -o remount,bind,ro /mnt/content
+    mount --bind "$3" /mnt/data
+    mount -t tmpfs -o ro tmpfs /var/tmp
+    mount -o remount,bind,ro /
+    shift 3
+    exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs -- "$@"
+"#;
+
 impl PeiliOptions {
+    /// In mounts and with privileges like those of the DaemonSet's pod.
+    pub fn in_a_pod(mut self) -> Self {
+        self.in_a_pod = true;
+        self.arg("--containerd-sock", "/mnt/run/containerd.sock")
+            .arg("--containerd-content-path", "/mnt/content")
+            .arg("--data-dir", "/mnt/data")
+    }
+
     /// An option of `registry`, instead of the lab's value if it has one: `.arg("--router-addr", ":6001")`.
     pub fn arg(mut self, flag: &str, value: &str) -> Self {
         self.args.push((flag.to_owned(), value.to_owned()));
@@ -144,7 +169,20 @@ impl Peili {
             ),
             ("--data-dir", data.display().to_string()),
         ];
-        let mut command = netns.command_over(&[(resolv_conf, RESOLV_CONF)], &self.binary);
+        let resolv_conf = [(resolv_conf, RESOLV_CONF)];
+        let mut command = if options.in_a_pod {
+            let socket = containerd.socket();
+            let mut command = netns.command_over(&resolv_conf, Path::new("/bin/sh"));
+            command.args(["-ec", POD, "pod"]);
+            command.arg(socket.parent().context("the socket's directory")?);
+            command
+                .arg(containerd.content())
+                .arg(&data)
+                .arg(&self.binary);
+            command
+        } else {
+            netns.command_over(&resolv_conf, &self.binary)
+        };
         command.arg("registry");
         for (flag, value) in &usual {
             if !options.args.iter().any(|(other, _)| other == flag) {
