@@ -20,6 +20,7 @@ use crate::content::layout::Layout;
 use crate::mirror::{self, Mirror};
 use crate::node_token::NodeToken;
 use crate::readiness::Readiness;
+use crate::registry::uploads::Uploads;
 use crate::routing::Router;
 use crate::routing::kad::{self, EventLoop, Kad};
 use crate::server::Server;
@@ -48,6 +49,8 @@ pub struct Config {
     pub mirrored: Option<HashSet<String>>,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<NodeToken>,
+    /// Bodies under way to peers at once.
+    pub max_uploads: usize,
     /// From SIGTERM to SIGKILL, as the kubelet has it.
     pub grace_period: Duration,
 }
@@ -62,6 +65,7 @@ pub struct App {
     mirror: Mirror,
     mirrored: Option<HashSet<String>>,
     token: Option<NodeToken>,
+    uploads: Uploads,
     access: registry::access::Metrics,
     metrics: Registry,
     readiness: Readiness,
@@ -111,6 +115,7 @@ impl App {
             mirror,
             mirrored: config.mirrored,
             token: config.token,
+            uploads: Uploads::new(config.max_uploads),
             access: registry::access::Metrics::new(&metrics),
             metrics,
             readiness,
@@ -142,6 +147,7 @@ impl App {
                 metrics: self.access,
                 mirrored: self.mirrored.map(Arc::new),
                 token: self.token.map(Arc::new),
+                uploads: self.uploads,
             }),
             shutdown.clone(),
         ));

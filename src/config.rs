@@ -53,6 +53,8 @@ pub struct Registry {
     pub registry_addr: ListenAddr,
     pub mirror_resolve_timeout: Duration,
     pub mirror_resolve_retries: u32,
+    /// Bodies under way to peers at once.
+    pub max_uploads: usize,
     pub mirrored_registries: Vec<hosts::Registry>,
     /// Empty: [`default_route_addrs`] are announced.
     pub advertise_addrs: Vec<IpAddr>,
@@ -336,6 +338,11 @@ struct RawRegistry {
     )]
     mirror_resolve_retries: String,
 
+    /// Layers that are sent to other nodes at the same time, in fair parts. Who comes beyond that is sent to other
+    /// holders, or goes upstream; this node's own containerd never is. Each takes up to about 3 MiB of memory.
+    #[arg(long, env = "MAX_UPLOADS", default_value = "64", value_name = "NUMBER")]
+    max_uploads: String,
+
     /// Addresses under which peers reach this node. Default: those of the variable POD_IPS, else that of the
     /// default route. Loopback is announced only when it is named here.
     #[arg(long, env = "ADVERTISE_ADDR", value_delimiter = ',', num_args = 0.., value_name = "IP")]
@@ -457,6 +464,11 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
             Err(_) => refuse("is not a number", "write 3"),
         },
     );
+    let max_uploads = reader.read("max-uploads", &raw.max_uploads, |text| match text.parse() {
+        Ok(0) => refuse("gives nothing to anybody", "write 1 or more; 64 is usual"),
+        Ok(uploads) => Ok(uploads),
+        Err(_) => refuse("is not a number", "write 64"),
+    });
     let advertise_addrs = advertise_addrs(reader, raw);
     let shutdown_grace_period = reader.read(
         "shutdown-grace-period",
@@ -494,6 +506,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         registry_addr: registry_addr?,
         mirror_resolve_timeout: mirror_resolve_timeout?,
         mirror_resolve_retries: mirror_resolve_retries?,
+        max_uploads: max_uploads?,
         mirrored_registries: mirrored_registries?,
         advertise_addrs,
         shutdown_grace_period: shutdown_grace_period?,
@@ -895,6 +908,7 @@ mod tests {
                 registry_addr: ListenAddr::every(5000),
                 mirror_resolve_timeout: Duration::from_millis(20),
                 mirror_resolve_retries: 3,
+                max_uploads: 64,
                 mirrored_registries: vec![hosts::Registry::Every],
                 advertise_addrs: Vec::new(),
                 shutdown_grace_period: Duration::from_secs(30),

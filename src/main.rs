@@ -143,6 +143,7 @@ fn app_config(config: config::Registry) -> app::Config {
             .map(|registry| registry.host().map(str::to_string))
             .collect(),
         token: token_dir.map(|dir| NodeToken::new(&dir, config.require_node_token)),
+        max_uploads: config.max_uploads,
         grace_period: config.shutdown_grace_period,
     }
 }

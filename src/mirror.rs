@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use hyper::Method;
 use prometheus::{IntCounter, IntCounterVec, Registry};
@@ -24,7 +25,7 @@ use tracing::info;
 use crate::metrics;
 use crate::oci::distribution::{ByteRange, MAX_MANIFEST, Span};
 use crate::oci::{Digest, Key, media_type};
-use crate::routing::Router;
+use crate::routing::{Peer, Router};
 use attempt::{Ask, PeerError};
 use scoreboard::Scoreboard;
 use search::{Delivery, Search};
@@ -63,7 +64,7 @@ impl Metrics {
             attempts: metrics::counters(
                 registry,
                 "peili_peer_attempts_total",
-                "Requests to peers by outcome: answered, absent, refused, failed (at once or in mid-body).",
+                "Requests to peers by outcome: answered, absent, busy, refused, failed (at once or in mid-body).",
                 &["outcome"],
             ),
             resumed: metrics::counter(
@@ -161,6 +162,20 @@ impl Mirror {
             total,
             body: body::unbroken(search, ask.path_and_query, delivery),
         })
+    }
+
+    /// Other nodes that hold `key`, as far as they are heard of within `limit`.
+    pub async fn holders(&self, key: Key, limit: Duration) -> Vec<Peer> {
+        let mut holders = Vec::new();
+        let mut lookup = self.router.lookup(key);
+        let heard = async {
+            while let Some(peer) = lookup.next().await {
+                holders.push(peer);
+            }
+        };
+        // What was heard by then is all that is wanted.
+        let _ = tokio::time::timeout(limit, heard).await;
+        holders
     }
 
     /// Length of a blob in bytes.

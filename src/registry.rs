@@ -9,14 +9,16 @@ pub mod access;
 mod blob;
 mod error;
 mod manifest;
+pub mod uploads;
 
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -32,6 +34,7 @@ use crate::readiness::Readiness;
 use crate::server::flush::Flushes;
 use access::{Access, Source};
 use error::{Error, Miss};
+use uploads::Uploads;
 
 /// What the routes need.
 #[derive(Clone)]
@@ -44,6 +47,7 @@ pub struct Registry {
     pub mirrored: Option<Arc<HashSet<String>>>,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<Arc<NodeToken>>,
+    pub uploads: Uploads,
 }
 
 /// All routes of the registry port.
@@ -95,6 +99,8 @@ struct Asked {
     range: Option<String>,
     is_head: bool,
     from_peer: bool,
+    /// Where it came from, as the socket says.
+    remote: Option<IpAddr>,
     /// Whether it is this node's containerd that asks.
     is_ours: bool,
 }
@@ -206,6 +212,10 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
             .map(str::to_string),
         is_head: parts.method == Method::HEAD,
         from_peer,
+        remote: parts
+            .extensions
+            .get::<ConnectInfo<SocketAddr>>()
+            .map(|ConnectInfo(remote)| remote.ip()),
         is_ours,
     })
 }

@@ -1,5 +1,6 @@
 //! The mirror against peers that misbehave.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,6 +136,49 @@ async fn peers_that_refuse_or_do_not_have_it_cost_nothing() {
     let fetched = world.fetch(None).await.unwrap();
 
     assert!(read(fetched).await.unwrap() == world.blob);
+}
+
+#[tokio::test]
+async fn a_busy_peer_sends_to_others_and_to_nothing_else() {
+    let world = World::new();
+    let others: [IpAddr; 4] = [
+        [127, 0, 0, 2].into(),
+        // Nodes are not here, whoever says so.
+        [169, 254, 169, 254].into(),
+        [0, 0, 0, 0].into(),
+        [224, 0, 0, 1].into(),
+    ];
+    let busy = FakePeer::serving("").busy_and_naming(&others).spawn().await;
+    world.holds(&busy).await;
+    let port = busy.peer().registry[0].port();
+    let good = FakePeer::serving(world.blob.clone());
+    let good = good.spawn_at(SocketAddr::new(others[0], port)).await;
+
+    let fetched = world.fetch(None).await.unwrap();
+
+    assert!(read(fetched).await.unwrap() == world.blob);
+    assert_eq!(good.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn when_everybody_is_busy_the_registry_is_asked_at_once() {
+    let world = World::new();
+    let mut peers = Vec::new();
+    for _ in 0..5 {
+        let peer = FakePeer::serving("").busy_and_naming(&[]).spawn().await;
+        world.holds(&peer).await;
+        peers.push(peer);
+    }
+    let began = Instant::now();
+
+    let missed = world.fetch(None).await.err().unwrap();
+
+    assert!(matches!(missed, FetchError::NoPeer(_)), "{missed}");
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use peili::mirror::{self, Mirror};
 use peili::node_token::{self, NodeToken};
 use peili::oci::{Digest, ImageName, Key, TagName};
 use peili::readiness::Readiness;
+use peili::registry::uploads::Uploads;
 use peili::registry::{self, Registry};
 use peili::routing::Router as _;
 use peili::server::Server;
@@ -55,6 +56,7 @@ impl Node {
             mirrored: mirrored
                 .map(|hosts| Arc::new(hosts.iter().map(|host| (*host).to_string()).collect())),
             token: token.map(Arc::new),
+            uploads: Uploads::new(2),
         });
         let shutdown = Shutdown::new();
         shutdown.spawn(server.run(routes, shutdown.clone()));
@@ -385,6 +387,55 @@ async fn only_who_sends_the_nodes_token_is_fetched_for() {
         }
         assert_eq!(node.get("/readyz").await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn peers_beyond_the_limit_are_sent_elsewhere_and_containerd_never_is() {
+    let swarm = FakeSwarm::new();
+    let (busy, other) = (Node::in_swarm(&swarm).await, Node::in_swarm(&swarm).await);
+    // More than fits into the sockets of one who does not read.
+    let large = noise(20 << 20, 1);
+    let digest = busy.hold(large.clone()).await;
+    other.hold(large.clone()).await;
+    let small = busy.hold(noise(1000, 2)).await;
+    let path = format!("/v2/app/blobs/{digest}");
+    let peer = [("x-spegel-mirrored", "true")];
+    let mut pulling = Vec::new();
+    for _ in 0..2 {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nx-spegel-mirrored: 1\r\n\r\n");
+        let mut stream = TcpStream::connect(busy.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        // It has begun.
+        stream.read_u8().await.unwrap();
+        pulling.push(stream);
+    }
+
+    let refused = busy.ask("GET", &path, &peer).await;
+
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (503, "TOOMANYREQUESTS")
+    );
+    assert_eq!(
+        refused.header("x-peili-holders"),
+        Some(""),
+        "none but the asker's own address"
+    );
+    assert_eq!(busy.count("peili_upload_requests_total", "busy"), 1);
+    let small = busy
+        .ask("GET", &format!("/v2/app/blobs/{small}"), &peer)
+        .await;
+    assert_eq!(small.status, 200, "is gone before it could be refused");
+    assert_eq!(busy.ask("HEAD", &path, &peer).await.status, 200);
+    assert!(busy.get(&path).await.body == large, "containerd is served");
+    assert_eq!(busy.get("/livez").await.status, 200);
+
+    drop(pulling);
+    peili::testing::eventually("room is made", Duration::from_secs(10), || async {
+        let answer = busy.ask("GET", &path, &peer).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! beside a layer. Redirects are not followed and no address is dialled but the peer's registry.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::oci::distribution::{ByteRange, MIRRORED, Span};
+use crate::oci::distribution::{ByteRange, HOLDERS, MAX_HOLDERS, MIRRORED, Span};
 
 /// A chosen peer that brings no byte for so long is given up. Another is asked beside it before that.
 pub const GIVE_UP: Duration = Duration::from_secs(2);
@@ -49,6 +49,9 @@ pub enum PeerError {
     /// Alive, and does not have it (any more).
     #[error("does not have it")]
     Absent,
+    /// It has it, and gives to so many already that it names others.
+    #[error("is busy")]
+    Busy { holders: Vec<IpAddr> },
     /// The range lies beyond its end: the answer to give if nobody knows better.
     #[error("has no such range in {total:?} bytes")]
     NotSatisfiable { total: Option<u64> },
@@ -65,7 +68,10 @@ pub enum PeerError {
 impl PeerError {
     /// Whether it speaks against the peer, rather than only against asking it for this.
     pub fn is_failure(&self) -> bool {
-        !matches!(self, Self::Absent | Self::NotSatisfiable { .. })
+        !matches!(
+            self,
+            Self::Absent | Self::Busy { .. } | Self::NotSatisfiable { .. }
+        )
     }
 }
 
@@ -184,6 +190,14 @@ fn described(response: &Response<Incoming>, ask: &Ask) -> Result<(Span, u64), Pe
                 .and_then(|total| total.parse().ok()),
         }),
         (StatusCode::NOT_FOUND, _) => Err(PeerError::Absent),
+        (StatusCode::SERVICE_UNAVAILABLE, _) => Err(PeerError::Busy {
+            holders: text(response, &HeaderName::from_static(HOLDERS))
+                .unwrap_or_default()
+                .split(',')
+                .filter_map(|ip| ip.trim().parse().ok())
+                .take(MAX_HOLDERS)
+                .collect(),
+        }),
         (StatusCode::OK, Some(_)) => Err(PeerError::Wrong("the whole body for a range".into())),
         (status, _) => Err(PeerError::Status(status)),
     }

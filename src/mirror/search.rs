@@ -1,6 +1,7 @@
 //! The search for one key: peer after peer, until one has its first byte in hand or the time is up.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -25,6 +26,9 @@ const HEDGE: Duration = Duration::from_secs(1);
 /// its power is found in the DHT for up to 19 minutes.
 const SECOND_CHANCE: Duration = Duration::from_millis(250);
 
+/// As many peers as one search takes from busy ones.
+const MAX_HINTS: usize = 64;
+
 /// A peer's answer, and the mark on the scoreboard that it is under way.
 pub(super) struct Delivery {
     pub peer: Peer,
@@ -43,6 +47,9 @@ pub(super) struct Search {
     /// Heard of and not asked yet.
     untried: Vec<Peer>,
     heard_of: HashSet<PeerId>,
+    known_at: HashSet<SocketAddr>,
+    /// Whom busy peers have named.
+    hinted_at: HashSet<SocketAddr>,
     /// Peers that were asked and did not deliver, against the limit.
     failures: usize,
     last: Option<PeerError>,
@@ -66,6 +73,8 @@ impl Search {
             key,
             untried: Vec::new(),
             heard_of: HashSet::new(),
+            known_at: HashSet::new(),
+            hinted_at: HashSet::new(),
             failures: 0,
             last: None,
         }
@@ -169,9 +178,32 @@ impl Search {
 
     fn heard(&mut self, peer: Option<Peer>) {
         match peer {
-            Some(peer) if self.heard_of.insert(peer.id.clone()) => self.untried.push(peer),
+            Some(peer) if self.heard_of.insert(peer.id.clone()) => {
+                self.known_at.extend(&peer.registry);
+                self.untried.push(peer);
+            }
             Some(_) => {}
             None => self.lookup = None,
+        }
+    }
+
+    /// A busy peer names others. They are asked like any that the router named, at the port at which `by` was reached.
+    fn hinted(&mut self, by: &Peer, holders: &[IpAddr]) {
+        let Some(there) = by.registry.first() else {
+            return;
+        };
+        for ip in holders.iter().filter(|ip| may_be_named(**ip, there.ip())) {
+            let address = SocketAddr::new(*ip, there.port());
+            // The router may have named the same one, under its name.
+            if self.hinted_at.len() < MAX_HINTS
+                && !self.known_at.contains(&address)
+                && self.hinted_at.insert(address)
+            {
+                self.heard(Some(Peer {
+                    id: PeerId::new(format!("at {address}")),
+                    registry: vec![address],
+                }));
+            }
         }
     }
 
@@ -183,6 +215,7 @@ impl Search {
     fn note(&mut self, peer: &Peer, error: PeerError, mark: bool) {
         debug!(key = %self.key, peer = %peer.id, %error, "peer did not deliver");
         let outcome = match &error {
+            PeerError::Busy { .. } => "busy",
             PeerError::Absent | PeerError::NotSatisfiable { .. } => "absent",
             PeerError::Refused => "refused",
             _ => "failed",
@@ -192,8 +225,9 @@ impl Search {
         if mark && error.is_failure() {
             self.mirror.scoreboard.failed(&peer.id, Instant::now());
         }
-        match error {
+        match &error {
             PeerError::Refused => self.mirror.router.refused(&peer.id),
+            PeerError::Busy { holders } => self.hinted(peer, holders),
             PeerError::Absent | PeerError::NotSatisfiable { .. } => {}
             _ => self.failures += 1,
         }
@@ -241,6 +275,19 @@ impl Mirror {
         });
         (peer, outcome)
     }
+}
+
+/// Whether a peer at `by` may send us to `ip`: to nobody who is no node, and to this machine only if it is itself.
+fn may_be_named(ip: IpAddr, by: IpAddr) -> bool {
+    let is_link_local = match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let ip = ip.to_canonical();
+    !ip.is_unspecified()
+        && !ip.is_multicast()
+        && !is_link_local
+        && (!ip.is_loopback() || by.to_canonical().is_loopback())
 }
 
 async fn sleep_until_some(at: Option<Instant>) {

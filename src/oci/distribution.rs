@@ -14,6 +14,11 @@ pub const OCI_NAMESPACE: &str = "oci-namespace";
 /// here and never mirrored again.
 pub const MIRRORED: &str = "x-spegel-mirrored";
 
+/// Comes with a busy holder's 503: comma-separated IP addresses of others, whose registry listens at the same port.
+pub const HOLDERS: &str = "x-peili-holders";
+/// More addresses would not be tried.
+pub const MAX_HOLDERS: usize = 16;
+
 /// Registries accept manifests of at least 4 MiB (distribution spec, "Pushing manifests"), and few accept more: a longer
 /// one is none, and is not taken into memory. In bytes.
 pub const MAX_MANIFEST: u64 = 8 << 20;

@@ -35,10 +35,13 @@ pub enum Source {
     Miss,
     /// It should have come, and did not, or not wholly.
     Failed,
+    /// A peer was sent to other holders.
+    Busy,
 }
 
 impl Source {
-    const ALL: [Source; 4] = [Source::Local, Source::Peer, Source::Miss, Source::Failed];
+    const OF_MIRROR: [Source; 4] = [Source::Local, Source::Peer, Source::Miss, Source::Failed];
+    const OF_UPLOADS: [Source; 4] = [Source::Local, Source::Miss, Source::Busy, Source::Failed];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -46,6 +49,7 @@ impl Source {
             Source::Peer => "peer",
             Source::Miss => "miss",
             Source::Failed => "failed",
+            Source::Busy => "busy",
         }
     }
 }
@@ -87,7 +91,8 @@ impl Metrics {
             uploads: metrics::counters(
                 registry,
                 "peili_upload_requests_total",
-                "Requests of peers by source of the answer: local, miss, failed.",
+                "Requests of peers by source of the answer: local, miss, busy (sent to other holders), \
+                 failed.",
                 &["source"],
             ),
             uploaded: metrics::counter(
@@ -97,8 +102,10 @@ impl Metrics {
             ),
         };
         // A counter that is not there looks like a scrape that failed.
-        for source in Source::ALL {
+        for source in Source::OF_MIRROR {
             metrics.requests.with_label_values(&[source.as_str()]);
+        }
+        for source in Source::OF_UPLOADS {
             metrics.uploads.with_label_values(&[source.as_str()]);
         }
         for source in [Source::Local, Source::Peer] {
@@ -155,7 +162,10 @@ impl Access {
     pub(super) fn failed(mut self, error: &Error, status: StatusCode) {
         self.status = status;
         self.error = Some(error.reason().unwrap_or_else(|| error.to_string()));
-        self.counts &= error.is_miss();
+        self.counts &= error.is_miss() || error.is_busy();
+        if error.is_busy() {
+            self.source = Source::Busy;
+        }
         if error.is_failure() {
             self.source = Source::Failed;
         }

@@ -1,6 +1,8 @@
 //! GET and HEAD of a blob: local, else mirrored.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -12,12 +14,15 @@ use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
+use super::uploads::SMALL;
 use super::{Answered, Asked, Registry, in_time};
 use crate::content::StoreError;
 use crate::mirror::FetchError;
-use crate::oci::Digest;
-use crate::oci::distribution::{ByteRange, DOCKER_CONTENT_DIGEST, Span, Unsatisfiable};
+use crate::oci::distribution::{
+    ByteRange, DOCKER_CONTENT_DIGEST, MAX_HOLDERS, Span, Unsatisfiable,
+};
 use crate::oci::media_type;
+use crate::oci::{Digest, Key};
 
 pub(super) async fn answer(
     registry: &Registry,
@@ -83,13 +88,41 @@ async fn local(
         start: 0,
         end: total,
     });
+    let upload = match asked
+        .remote
+        .filter(|_| asked.from_peer && span.len() > SMALL)
+    {
+        None => None,
+        Some(peer) => match registry.uploads.begin(peer) {
+            Some(upload) => Some(upload),
+            None => return Ok(Some(Err(busy(registry, digest, peer).await))),
+        },
+    };
     let mut body = blob.read(span.start..span.end);
     let first = match body.next().await.transpose() {
         Ok(first) => first.map(Ok),
         Err(e) => return Err(StoreError::Failed(e.to_string())),
     };
-    let body = stream::iter(first).chain(body).boxed();
-    answered(with_body(head(digest, total, part), body))
+    let body = stream::iter(first).chain(body);
+    // Under way until the body is dropped, however it ends.
+    let body = body.inspect(move |_| {
+        let _ = &upload;
+    });
+    answered(with_body(head(digest, total, part), body.boxed()))
+}
+
+/// Sends a peer to others who hold it. Not for long: it can find them itself.
+async fn busy(registry: &Registry, digest: &Digest, peer: IpAddr) -> Error {
+    const PATIENCE: Duration = Duration::from_millis(50);
+    let key = Key::Content(digest.clone());
+    let holders = registry.mirror.holders(key, PATIENCE).await;
+    let addresses = holders.iter().flat_map(|holder| &holder.registry);
+    let holders = addresses
+        .map(SocketAddr::ip)
+        .filter(|ip| ip.to_canonical() != peer.to_canonical())
+        .take(MAX_HOLDERS)
+        .collect();
+    Error::Busy { holders }
 }
 
 /// The headers of a blob of `total` bytes, or of a part of it.

@@ -1,13 +1,15 @@
 //! Every error to status and OCI body, in one match.
 
+use std::net::IpAddr;
+
 use axum::body::Body;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use oci_spec::distribution::{ErrorCode, ErrorInfoBuilder, ErrorResponseBuilder};
 
 use crate::mirror::FetchError;
 use crate::oci::ReferenceError;
-use crate::oci::distribution::PathError;
+use crate::oci::distribution::{HOLDERS, PathError};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -15,6 +17,9 @@ pub(super) enum Error {
     Path(PathError),
     #[error("method {0} is not supported: this registry is read only")]
     Method(Method),
+    /// Peers only: containerd would be told to come back, and never is.
+    #[error("busy with as many uploads as are allowed")]
+    Busy { holders: Vec<IpAddr> },
     /// 404 and nothing stronger: if it is a containerd that strayed here, it goes on to its next host at once.
     #[error(
         "only this node's containerd and peers are served: the node's token is missing or wrong"
@@ -59,6 +64,11 @@ impl Error {
         )
     }
 
+    /// Held here, and not given now.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Error::Busy { .. })
+    }
+
     /// Whether the request was one that this registry answers at all.
     pub(super) fn is_miss(&self) -> bool {
         matches!(self, Error::NoManifest(_) | Error::NoBlob(_))
@@ -84,6 +94,7 @@ impl Error {
                 (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid)
             }
             Error::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+            Error::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
             Error::Refused => (StatusCode::NOT_FOUND, ErrorCode::Denied),
             Error::RequestBody => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
             Error::NoManifest(_) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
@@ -106,6 +117,12 @@ impl Error {
         match self {
             Error::Method(_) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            }
+            Error::Busy { holders } => {
+                let holders: Vec<String> = holders.iter().map(IpAddr::to_string).collect();
+                let value = HeaderValue::from_str(&holders.join(","));
+                let name = HeaderName::from_static(HOLDERS);
+                headers.extend(value.ok().map(|value| (name, value)));
             }
             Error::RequestBody => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -1,6 +1,6 @@
 //! A peer's registry that misbehaves on command. It speaks just enough HTTP to be wrong in every way that matters.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::oci::distribution::{ByteRange, Span};
+use crate::oci::distribution::{ByteRange, HOLDERS, Span};
 use crate::routing::{Peer, PeerId};
 
 /// What a peer does instead of answering as it should.
@@ -20,6 +20,8 @@ struct Behaviour {
     delay: Duration,
     /// Body bytes of one response after which the fault comes, counted from the beginning of that response.
     cut_after: Option<(usize, Cut)>,
+    /// Other holders that a 503 names.
+    holders: Vec<IpAddr>,
     /// Added to the true total in Content-Length and Content-Range.
     lie: i64,
 }
@@ -108,6 +110,13 @@ impl Builder {
         self
     }
 
+    /// Too busy: these have it, too.
+    pub fn busy_and_naming(mut self, holders: &[IpAddr]) -> Self {
+        self.behaviour.status = Some(503);
+        self.behaviour.holders = holders.to_vec();
+        self
+    }
+
     pub fn after(mut self, delay: Duration) -> Self {
         self.behaviour.delay = delay;
         self
@@ -141,7 +150,12 @@ impl Builder {
     }
 
     pub async fn spawn(self) -> FakePeer {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        self.spawn_at("127.0.0.1:0".parse().expect("an address"))
+            .await
+    }
+
+    pub async fn spawn_at(self, address: SocketAddr) -> FakePeer {
+        let listener = TcpListener::bind(address).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (asked, sent) = (Arc::default(), Arc::default());
         let served = Served {
@@ -193,7 +207,20 @@ impl Served {
         };
         let (status, span, headers) = match (self.behaviour.status, range.map(|r| r.resolve(total)))
         {
-            (Some(status), _) => (status, None, "content-length: 0\r\n".to_string()),
+            (Some(status), _) => {
+                let holders: Vec<_> = self
+                    .behaviour
+                    .holders
+                    .iter()
+                    .map(IpAddr::to_string)
+                    .collect();
+                let holders = holders.join(", ");
+                (
+                    status,
+                    None,
+                    format!("content-length: 0\r\n{HOLDERS}: {holders}\r\n"),
+                )
+            }
             (None, None) => (200, Some(whole), format!("content-length: {claimed}\r\n")),
             (None, Some(Ok(span))) => {
                 let length = span.len().saturating_add_signed(self.behaviour.lie);
