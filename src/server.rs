@@ -46,6 +46,7 @@ const MAX_SCRAP: usize = 1 << 20;
 /// A listening socket that nobody is served from yet.
 pub struct Server {
     listener: TcpListener,
+    head_timeout: Duration,
 }
 
 impl Server {
@@ -58,7 +59,10 @@ impl Server {
                 format!("cannot listen on {}: {e}", tried.join(" or ")),
             )
         })?;
-        Ok(Self { listener })
+        Ok(Self {
+            listener,
+            head_timeout: HEAD_TIMEOUT,
+        })
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -88,11 +92,11 @@ impl Server {
                 warn!(%remote, limit = MAX_CONNECTIONS, "too many connections");
                 continue;
             };
-            let router = router.clone();
+            let (router, head_timeout) = (router.clone(), self.head_timeout);
             let (drain, cut) = (shutdown.drain.clone(), shutdown.cut.clone());
             shutdown.spawn(async move {
                 let _permit = permit;
-                serve(stream, remote, router, drain, cut).await;
+                serve(stream, remote, router, head_timeout, drain, cut).await;
             });
         }
     }
@@ -102,6 +106,7 @@ async fn serve(
     stream: TcpStream,
     remote: SocketAddr,
     router: Router,
+    head_timeout: Duration,
     drain: CancellationToken,
     cut: CancellationToken,
 ) {
@@ -118,7 +123,7 @@ async fn serve(
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(head_timeout)
         .max_buf_size(MAX_HEAD)
         .serve_connection(io, service);
 
@@ -263,6 +268,39 @@ mod tests {
 
         let head = received.windows(4).position(|w| w == b"\r\n\r\n");
         assert_eq!(received.len() - head.unwrap() - 4, SIZE);
+    }
+
+    #[tokio::test]
+    async fn who_sends_a_head_byte_by_byte_is_not_waited_for() {
+        let mut server = Server::bind(&["127.0.0.1:0".parse().unwrap()])
+            .await
+            .unwrap();
+        server.head_timeout = Duration::from_millis(300);
+        let address = server.local_addr().unwrap();
+        let shutdown = Shutdown::new();
+        let router = Router::new().route("/", get(|| async { "here" }));
+        shutdown.spawn(server.run(router, shutdown.clone()));
+        let mut loris = TcpStream::connect(address).await.unwrap();
+
+        let began = tokio::time::Instant::now();
+        let ended = loop {
+            // It never gets to the end of its head.
+            let sent = loris.write_all(b"x").await;
+            let read = timeout(Duration::from_millis(50), loris.read_u8()).await;
+            if sent.is_err() || read.is_ok() {
+                break began.elapsed();
+            }
+            assert!(
+                began.elapsed() < Duration::from_secs(10),
+                "still waited for"
+            );
+        };
+
+        assert!(ended >= Duration::from_millis(250), "{ended:?}");
+        let mut received = Vec::new();
+        let mut other = ask(address).await;
+        other.read_to_end(&mut received).await.unwrap();
+        assert!(received.ends_with(b"here"));
     }
 
     #[tokio::test]

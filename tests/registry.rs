@@ -39,6 +39,15 @@ impl Node {
     }
 
     async fn with(swarm: &FakeSwarm, mirrored: Option<&[&str]>, token: Option<NodeToken>) -> Self {
+        Self::serving(swarm, mirrored, token, 2).await
+    }
+
+    async fn serving(
+        swarm: &FakeSwarm,
+        mirrored: Option<&[&str]>,
+        token: Option<NodeToken>,
+        uploads: usize,
+    ) -> Self {
         let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await;
         let server = server.unwrap();
         let address = server.local_addr().unwrap();
@@ -56,7 +65,7 @@ impl Node {
             mirrored: mirrored
                 .map(|hosts| Arc::new(hosts.iter().map(|host| (*host).to_string()).collect())),
             token: token.map(Arc::new),
-            uploads: Uploads::new(2),
+            uploads: Uploads::new(uploads),
         });
         let shutdown = Shutdown::new();
         shutdown.spawn(server.run(routes, shutdown.clone()));
@@ -436,6 +445,56 @@ async fn peers_beyond_the_limit_are_sent_elsewhere_and_containerd_never_is() {
         (answer.status == 200).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_pullers_leave_room_for_everything_small() {
+    let swarm = FakeSwarm::new();
+    let node = Node::serving(&swarm, None, None, 64).await;
+    let large = node.hold(noise(20 << 20, 1)).await;
+    let manifest = node.hold(MANIFEST).await;
+    let memory = resident();
+    let mut pullers = Vec::new();
+    let mut refused = 0;
+    for puller in 0..200 {
+        // Each from an address of its own, as nodes are; none of them reads more than it must.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::from(([127, 0, 1, puller], 0)))
+            .unwrap();
+        let mut stream = socket.connect(node.address).await.unwrap();
+        let path = format!("/v2/app/blobs/{large}");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nx-spegel-mirrored: 1\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        refused += usize::from(status.ends_with(b"503"));
+        pullers.push(stream);
+    }
+    assert_eq!(refused, 200 - 64);
+
+    for path in [
+        "/livez".to_string(),
+        "/v2/".to_string(),
+        format!("/v2/app/manifests/{manifest}"),
+    ] {
+        let began = std::time::Instant::now();
+        assert_eq!(node.get(&path).await.status, 200);
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "{path}: {:?}",
+            began.elapsed()
+        );
+    }
+    let grown = resident().saturating_sub(memory);
+    assert!(grown < 64 * (4 << 20), "{} MiB for 64 uploads", grown >> 20);
+}
+
+/// Memory of this process in bytes.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size() as u64
 }
 
 #[tokio::test]
