@@ -339,7 +339,7 @@ struct RawRegistry {
     mirror_resolve_retries: String,
 
     /// Layers that are sent to other nodes at the same time, in fair parts. Who comes beyond that is sent to other
-    /// holders, or goes upstream; this node's own containerd never is. Each takes up to about 3 MiB of memory.
+    /// holders, or goes upstream; this node's own containerd never is. Each takes up to about 1 MiB of memory.
     #[arg(long, env = "MAX_UPLOADS", default_value = "64", value_name = "NUMBER")]
     max_uploads: String,
 
