@@ -115,10 +115,30 @@ async fn what_comes_and_goes_is_known_to_another_node_soon() {
     let layer = blob_path(&image, &image.layers[0].digest);
     assert_eq!(asker.http_get(&v1).await.unwrap().status, 404);
 
+    // What another containerd namespace holds is not Kubernetes' to share.
+    let foreign = lab
+        .make(ImageSpec::new("test/foreign:v1").seed(9).layers([MIB]))
+        .await
+        .unwrap();
+    let archive = holder.dir().join("foreign.tar");
+    foreign.write_archive(&archive).unwrap();
+    let archive = archive.display().to_string();
+    holder
+        .ctr(&["--namespace", "other", "images", "import", &archive])
+        .await
+        .unwrap();
+    assert!(holder.holds(&foreign.manifest.digest));
+
     // An import has none of the labels by which a pull's origin is known.
     holder.import(&image).await.unwrap();
     answered(asker, &v1, 200, SOON).await;
     answered(asker, &layer, 200, SOON).await;
+    for foreign in [
+        manifest_path(&foreign, "v1"),
+        blob_path(&foreign, &foreign.layers[0].digest),
+    ] {
+        assert_eq!(asker.http_get(&foreign).await.unwrap().status, 404);
+    }
 
     let second = image.reference().replace(":v1", ":v2");
     holder.ctr_tag(&image.reference(), &second).await.unwrap();

@@ -253,3 +253,38 @@ impl std::fmt::Display for Causes<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    /// Bound, so that nobody else gets the port, and not listening.
+    fn deaf() -> (TcpSocket, SocketAddr) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    #[tokio::test]
+    async fn one_working_address_of_a_peer_is_enough() {
+        let (_socket, dead) = deaf();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = listener.local_addr().unwrap();
+        for addresses in [[dead, live], [live, dead]] {
+            let (_, address) = connect(&addresses).await.unwrap();
+            assert_eq!(address, live);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_has_refused_when_every_address_has() {
+        let (_one, first) = deaf();
+        let (_two, second) = deaf();
+
+        let refused = connect(&[first, second]).await.unwrap_err();
+
+        assert!(matches!(refused, PeerError::Refused), "{refused}");
+    }
+}
