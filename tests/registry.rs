@@ -539,24 +539,37 @@ async fn a_blob_that_cannot_be_read_at_all_is_fetched_elsewhere() {
 }
 
 #[tokio::test]
-async fn when_the_last_peer_dies_the_body_ends_with_a_fin_and_the_retry_is_a_404() {
-    let swarm = FakeSwarm::new();
-    let asker = Node::in_swarm(&swarm).await;
+async fn however_the_last_peer_fails_the_body_ends_with_a_fin_and_the_retry_is_a_404() {
     let blob = noise(1_000_000, 1);
     let digest = Digest::sha256(&blob);
-    let peer = FakePeer::serving(blob).ending_after(400_000).spawn().await;
-    let router = swarm.join(peer.peer().registry[0]);
-    router.advertise(vec![digest.clone().into()]).await.unwrap();
     let path = format!("/v2/app/blobs/{digest}?ns=registry.test");
+    let peer = || FakePeer::serving(blob.clone());
+    for (name, peer, at_least) in [
+        ("ends", peer().ending_after(400_000), 400_000),
+        ("stalls", peer().stalling_after(400_000), 400_000),
+        ("resets", peer().resetting_after(400_000), 1),
+        ("lies", peer().lying_about_its_length_by(1000), 1_000_000),
+    ] {
+        let swarm = FakeSwarm::new();
+        let (asker, peer) = (Node::in_swarm(&swarm).await, peer.spawn().await);
+        let router = swarm.join(peer.peer().registry[0]);
+        router.advertise(vec![digest.clone().into()]).await.unwrap();
 
-    let cut = asker.get(&path).await;
+        let cut = asker.get(&path).await;
 
-    assert_eq!(cut.header("content-length"), Some("1000000"));
-    assert!(cut.body.len() >= 400_000, "{} bytes", cut.body.len());
-    drop(peer);
-    let range = format!("bytes={}-", cut.body.len());
-    let retry = asker.ask("GET", &path, &[("range", &range)]).await;
-    assert_eq!(retry.status, 404);
+        let promised: usize = cut.header("content-length").unwrap().parse().unwrap();
+        assert!(cut.body.len() < promised, "{name}");
+        assert!(
+            cut.body.len() >= at_least,
+            "{name}: {} bytes",
+            cut.body.len()
+        );
+        assert!(blob.starts_with(&cut.body), "{name}: and no wrong one");
+        drop(peer);
+        let range = format!("bytes={}-", cut.body.len());
+        let retry = asker.ask("GET", &path, &[("range", &range)]).await;
+        assert_eq!(retry.status, 404, "{name}");
+    }
 }
 
 #[tokio::test]

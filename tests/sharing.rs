@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures::future::{join_all, try_join_all};
 use lab::process::eventually;
 use lab::{Direction, Image, ImageSpec, Lab, Node, NodeOptions, PeiliOptions, lab_or_skip};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// What users wait for: another node finds what is new within this time, and no longer finds what is gone. It takes a
 /// fifth of that on an idle machine.
@@ -375,6 +376,54 @@ async fn in_a_pods_mounts_without_a_capability_it_survives_restarts_of_container
     assert_eq!(other.http_get(&layer).await.unwrap().status, 200);
     let ended = node.stop_peili().await.unwrap().unwrap();
     assert!(ended.success(), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_ends_takes_no_unsent_bytes_with_it() {
+    let lab = lab_or_skip!();
+    let (node, other) = (
+        lab.node(NodeOptions::default()).await.unwrap(),
+        lab.node(NodeOptions::default()).await.unwrap(),
+    );
+    // Cut two seconds after SIGTERM.
+    let soon = PeiliOptions::default().arg("--shutdown-grace-period", "7s");
+    node.start_peili_with(&soon).await.unwrap();
+    let image = lab
+        .make(ImageSpec::new("test/big:v1").layers([300 * MIB]))
+        .await
+        .unwrap();
+    node.import(&image).await.unwrap();
+    let path = blob_path(&image, &image.layers[0].digest);
+    answered(&node, &blob_path(&image, &image.config.digest), 200, AT_ALL).await;
+    let mut client = other
+        .netns()
+        .connect(node.peili().registry())
+        .await
+        .unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nx-spegel-mirrored: 1\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut chunk = vec![0; 1 << 18];
+    let mut received = client.read(&mut chunk).await.unwrap();
+
+    // The client takes 10 MB/s: there is always something unsent.
+    let reading = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(25)).await;
+            match tokio::time::timeout(AT_ALL, client.read(&mut chunk)).await {
+                Ok(Ok(0)) => return Ok(received),
+                Ok(Ok(more)) => received += more,
+                Ok(Err(e)) => return Err(format!("{e} after {received} bytes")),
+                Err(_) => return Err(format!("silence after {received} bytes")),
+            }
+        }
+    });
+    let ended = node.stop_peili().await.unwrap().unwrap();
+    // As a pod's network does.
+    node.remove_link().unwrap();
+
+    assert!(ended.success(), "{ended}");
+    let received = reading.await.unwrap().expect("a FIN behind the last byte");
+    assert!(received < 300 << 20, "{received} bytes: it was cut");
 }
 
 #[tokio::test(flavor = "multi_thread")]
