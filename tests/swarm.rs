@@ -52,11 +52,10 @@ async fn sixty_nodes_find_every_key_and_a_third_of_them_may_die() {
         advertise(&cluster, node, &[its_own(node)]).await;
     }
 
-    // Each key from eight nodes and eight keys from each node: a whole search costs 8 ms of CPU, all nodes' together. (All
-    // 3,540 pairs were found too, in 31 s.)
+    // Every key from every node: half a minute, since a whole search costs 8 ms of CPU, all nodes' together.
     let mut searches = 0;
     for asking in 0..NODES {
-        for holder in (1..=8).map(|step| (asking + step * 7) % NODES) {
+        for holder in (0..NODES).filter(|holder| *holder != asking) {
             let found = find(&cluster, asking, &its_own(holder), &[holder]).await;
             assert_eq!(found, [cluster.peer(holder)]);
             searches += 1;
