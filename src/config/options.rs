@@ -1,0 +1,276 @@
+//! What can be typed: every option with its variable, its default, and what it does and costs.
+//!
+//! clap only splits the words. The values are read in [`super`], all mistakes at once.
+
+use clap::builder::styling::Styles;
+use clap::{Args, Parser, Subcommand};
+
+/// A stateless image mirror for Kubernetes nodes: containerd's own images, served from node to node.
+///
+/// Every option can be given as an environment variable, too; the option counts more. Lists take several values after
+/// one option, or one variable with commas.
+#[derive(Debug, Parser)]
+#[command(name = "peili", version, styles = Styles::plain(), max_term_width = 100)]
+pub(super) struct RawCommandLine {
+    /// How much is logged (JSON on stderr): error, warn, info or debug, or a filter such as
+    /// info,peili::mirror=debug. Debug writes several lines per request.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", global = true)]
+    pub(super) log_level: String,
+
+    #[command(subcommand)]
+    pub(super) command: RawCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RawCommand {
+    /// Runs the mirror on this node, until SIGTERM.
+    Registry(Box<RawRegistry>),
+    /// Makes this node's containerd ask the mirror first. Needs no restart of containerd, which must have its
+    /// registries' config_path set.
+    Configuration(RawConfiguration),
+    /// Puts back what containerd was configured to before `configuration`, byte for byte.
+    Cleanup(RawCleanup),
+    /// Says which release this is.
+    Version(RawVersion),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawRegistry {
+    /// How the first peers are found. dns: the addresses of a headless service; static: a fixed list. Required.
+    #[arg(
+        long,
+        env = "BOOTSTRAP_KIND",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "dns|static"
+    )]
+    pub(super) bootstrap_kind: String,
+
+    /// Name whose A and AAAA records are the peers' addresses. Required with --bootstrap-kind=dns.
+    #[arg(
+        long,
+        env = "DNS_BOOTSTRAP_DOMAIN",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
+    pub(super) dns_bootstrap_domain: String,
+
+    /// Peers to begin with, as multiaddrs such as /ip4/192.0.2.7/tcp/5001. Two that are up suffice: the rest is learnt
+    /// from them. Required with --bootstrap-kind=static.
+    #[arg(long, env = "STATIC_BOOTSTRAP_PEERS", value_delimiter = ',', num_args = 0.., value_name = "MULTIADDR")]
+    pub(super) static_bootstrap_peers: Vec<String>,
+
+    /// Where /metrics is served. `:9090` is port 9090 of every address, IPv6 and IPv4.
+    #[arg(
+        long,
+        env = "METRICS_ADDR",
+        default_value = ":9090",
+        value_name = "[IP]:PORT"
+    )]
+    pub(super) metrics_addr: String,
+
+    /// Where this node's content is. containerd: what its containerd holds. oci-layout: a directory of images, such as
+    /// the seed of an air-gapped cluster; no containerd is needed, and the options for it are not used.
+    #[arg(
+        long,
+        env = "STORE",
+        default_value = "containerd",
+        value_name = "containerd|oci-layout"
+    )]
+    pub(super) store: String,
+
+    /// An OCI image layout (a directory with oci-layout, index.json and blobs), read and followed, never written. Images
+    /// are found by names that index.json gives in full, registry/repository:tag. Required with --store=oci-layout.
+    #[arg(
+        long,
+        env = "OCI_LAYOUT_PATH",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "DIR"
+    )]
+    pub(super) oci_layout_path: String,
+
+    /// containerd's socket. Mount the directory that it is in: a mounted socket file is dead once containerd
+    /// restarts. Who may connect here is root on the node.
+    #[arg(
+        long,
+        env = "CONTAINERD_SOCK",
+        default_value = "/run/containerd/containerd.sock",
+        value_name = "PATH"
+    )]
+    pub(super) containerd_sock: String,
+
+    /// The containerd namespace whose images are shared; Kubernetes uses k8s.io.
+    #[arg(
+        long,
+        env = "CONTAINERD_NAMESPACE",
+        default_value = "k8s.io",
+        value_name = "NAME"
+    )]
+    pub(super) containerd_namespace: String,
+
+    /// Where containerd keeps its content, as this process sees it. Default: containerd is asked. Needed where the
+    /// directory is mounted under another path than it has on the node.
+    #[arg(
+        long,
+        env = "CONTAINERD_CONTENT_PATH",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "PATH"
+    )]
+    pub(super) containerd_content_path: String,
+
+    /// Where this node's identity and token are kept. Default: nowhere; with each start the node is a new peer, and
+    /// what was told of the old one leads nowhere for up to 19 minutes.
+    #[arg(
+        long,
+        env = "DATA_DIR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "PATH"
+    )]
+    pub(super) data_dir: String,
+
+    /// Serves nobody but peers and the containerd that sends the token which `configuration --data-dir` has made. Without
+    /// this, whoever lacks the token still gets what the node holds, and nothing is fetched for him.
+    #[arg(
+        long, env = "REQUIRE_NODE_TOKEN", default_value = "false", default_missing_value = "true",
+        num_args = 0..=1, require_equals = true, value_name = "true|false"
+    )]
+    pub(super) require_node_token: String,
+
+    /// Where other peers reach this node to find content. Every node must be able to reach every other here.
+    #[arg(
+        long,
+        env = "ROUTER_ADDR",
+        default_value = ":5001",
+        value_name = "[IP]:PORT"
+    )]
+    pub(super) router_addr: String,
+
+    /// Where this node's containerd and other peers get content. The port must be the same on all nodes.
+    #[arg(
+        long,
+        env = "REGISTRY_ADDR",
+        default_value = ":5000",
+        value_name = "[IP]:PORT"
+    )]
+    pub(super) registry_addr: String,
+
+    /// Registries that are mirrored, such as https://docker.io; others are answered with 404. Default: every
+    /// registry.
+    #[arg(long, env = "MIRRORED_REGISTRIES", value_delimiter = ',', num_args = 0.., value_name = "URL")]
+    pub(super) mirrored_registries: Vec<String>,
+
+    /// How long one peer may take to answer a lookup. Longer finds more in a slow network; a pull of what nobody has
+    /// waits for it before it goes upstream.
+    #[arg(
+        long,
+        env = "MIRROR_RESOLVE_TIMEOUT",
+        default_value = "20ms",
+        value_name = "DURATION"
+    )]
+    pub(super) mirror_resolve_timeout: String,
+
+    /// How many peers may fail to deliver before a request goes upstream. Peers that refuse, or do not have it any
+    /// more, answer at once and are not counted. No request waits for its first byte longer than 2 s.
+    #[arg(
+        long,
+        env = "MIRROR_RESOLVE_RETRIES",
+        default_value = "3",
+        value_name = "NUMBER"
+    )]
+    pub(super) mirror_resolve_retries: String,
+
+    /// Layers that are sent to other nodes at the same time, in fair parts. Who comes beyond that is sent to other
+    /// holders, or goes upstream; this node's own containerd never is. Each takes up to about 1 MiB of memory.
+    #[arg(long, env = "MAX_UPLOADS", default_value = "64", value_name = "NUMBER")]
+    pub(super) max_uploads: String,
+
+    /// Addresses under which peers reach this node. Default: those of the variable POD_IPS, else that of the
+    /// default route. Loopback is announced only when it is named here.
+    #[arg(long, env = "ADVERTISE_ADDR", value_delimiter = ',', num_args = 0.., value_name = "IP")]
+    pub(super) advertise_addr: Vec<String>,
+
+    /// What the kubelet allows between SIGTERM and SIGKILL: the pod's terminationGracePeriodSeconds. Transfers under
+    /// way go on until 5 s before its end; an update of the DaemonSet waits for them on busy nodes.
+    #[arg(
+        long,
+        env = "SHUTDOWN_GRACE_PERIOD",
+        default_value = "30s",
+        value_name = "DURATION"
+    )]
+    pub(super) shutdown_grace_period: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawConfiguration {
+    #[command(flatten)]
+    pub(super) directory: RawDirectory,
+
+    /// Registries whose images are mirrored, such as https://docker.io or http://registry.example:5000. Default, like
+    /// *: every registry.
+    #[arg(long, env = "MIRRORED_REGISTRIES", value_delimiter = ',', num_args = 0.., value_name = "URL")]
+    pub(super) mirrored_registries: Vec<String>,
+
+    /// URLs at which containerd asks the mirror, such as http://192.0.2.7:30020, in this order. Required. An address
+    /// that drops packets instead of refusing costs every request 30 s on containerd 1.6 and 1.7.
+    #[arg(long, env = "MIRROR_TARGETS", value_delimiter = ',', num_args = 0.., value_name = "URL")]
+    pub(super) mirror_targets: Vec<String>,
+
+    /// Whether tags, too, are looked up in the cluster. A tag that has moved then stays what it was as long as any
+    /// node has the old image; with false the registry is asked for every tag, and must be up.
+    #[arg(
+        long, env = "RESOLVE_TAGS", default_value = "true", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, value_name = "true|false"
+    )]
+    pub(super) resolve_tags: String,
+
+    /// Where the node's token is kept: made here once, sent by containerd to the mirror, and required by `registry` with
+    /// the same directory before it fetches anything for anybody. Files with it are readable by root alone. Default:
+    /// there is none, and whoever reaches the mirror can use it.
+    #[arg(
+        long,
+        env = "DATA_DIR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "PATH"
+    )]
+    pub(super) data_dir: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawCleanup {
+    #[command(flatten)]
+    pub(super) directory: RawDirectory,
+
+    /// Where /readyz is answered, until SIGTERM, once everything is restored. Default: nowhere; the process ends then.
+    #[arg(
+        long,
+        env = "ADDR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "[IP]:PORT"
+    )]
+    pub(super) addr: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawDirectory {
+    /// The directory that containerd has as its registries' config_path.
+    #[arg(
+        long,
+        env = "CONTAINERD_REGISTRY_CONFIG_PATH",
+        default_value = "/etc/containerd/certs.d",
+        value_name = "PATH"
+    )]
+    pub(super) containerd_registry_config_path: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawVersion {
+    /// text or json.
+    #[arg(long, default_value = "text", value_name = "text|json")]
+    pub(super) format: String,
+}

@@ -1,0 +1,174 @@
+//! Reads values and goes on after a mistake, so that all are reported at once: with flag, variable, value, reason and cure.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::options::RawDirectory;
+use super::value::{self, ListenAddr};
+use super::{Refusal, USAGE};
+use crate::hosts;
+
+/// Why a value cannot be used, and what to write instead.
+pub(super) type Refused = (String, String);
+
+pub(super) fn refuse<T>(reason: impl Into<String>, cure: &str) -> Result<T, Refused> {
+    Err((reason.into(), cure.to_string()))
+}
+
+pub(super) fn listen_addr(text: &str) -> Result<ListenAddr, Refused> {
+    text.parse().or_else(|e: value::ListenAddrError| {
+        refuse(
+            e.to_string(),
+            "write it as :5000, 192.0.2.7:5000 or [2001:db8::7]:5000",
+        )
+    })
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, Refused> {
+    value::duration(text).or_else(|reason| refuse(reason, "write it as 20ms, 1.5s or 2m"))
+}
+
+pub(super) fn absolute(text: &str) -> Result<PathBuf, Refused> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        refuse("is not an absolute path", "begin it with /")
+    }
+}
+
+/// The values of a list. An empty variable is a list of one empty value for clap and of none for us.
+pub(super) fn list(raw: &[String]) -> impl Iterator<Item = &str> {
+    raw.iter()
+        .map(|text| text.trim())
+        .filter(|text| !text.is_empty())
+}
+
+#[derive(Debug)]
+pub(super) struct Mistake {
+    pub(super) name: String,
+    pub(super) value: String,
+    pub(super) reason: String,
+    pub(super) cure: String,
+}
+
+/// Reads values and goes on after a mistake, so that all are found.
+#[derive(Default)]
+pub(super) struct Reader {
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+impl Reader {
+    pub(super) fn mistake(
+        &mut self,
+        flag: &str,
+        value: &str,
+        reason: impl Into<String>,
+        cure: &str,
+    ) {
+        // Every option's variable is its name in capitals, but for `version`, which is asked by people.
+        let variable = flag.to_uppercase().replace('-', "_");
+        self.mistakes.push(Mistake {
+            name: match flag {
+                "format" => format!("--{flag}"),
+                _ => format!("--{flag} [{variable}]"),
+            },
+            value: value.to_string(),
+            reason: reason.into(),
+            cure: cure.to_string(),
+        });
+    }
+
+    pub(super) fn read<T>(
+        &mut self,
+        flag: &str,
+        text: &str,
+        read: impl FnOnce(&str) -> Result<T, Refused>,
+    ) -> Option<T> {
+        match read(text.trim()) {
+            Ok(value) => Some(value),
+            Err((reason, cure)) => {
+                self.mistake(flag, text, reason, &cure);
+                None
+            }
+        }
+    }
+
+    /// An empty text is no value. The outer None is a mistake.
+    pub(super) fn optional<T>(
+        &mut self,
+        flag: &str,
+        text: &str,
+        read: impl FnOnce(&str) -> Result<T, Refused>,
+    ) -> Option<Option<T>> {
+        if text.trim().is_empty() {
+            return Some(None);
+        }
+        self.read(flag, text, read).map(Some)
+    }
+
+    pub(super) fn boolean(&mut self, flag: &str, text: &str) -> Option<bool> {
+        self.read(flag, text, |text| match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => refuse("is neither true nor false", "write true or false"),
+        })
+    }
+
+    pub(super) fn listen(&mut self, flag: &str, text: &str) -> Option<ListenAddr> {
+        self.read(flag, text, listen_addr)
+    }
+
+    pub(super) fn directory(&mut self, raw: &RawDirectory) -> Option<PathBuf> {
+        let flag = "containerd-registry-config-path";
+        self.read(flag, &raw.containerd_registry_config_path, absolute)
+    }
+
+    pub(super) fn registries(&mut self, raw: &[String]) -> Option<Vec<hosts::Registry>> {
+        let texts: Vec<_> = list(raw).collect();
+        self.hosts("mirrored-registries", hosts::Registry::list(&texts))
+    }
+
+    pub(super) fn hosts<T>(
+        &mut self,
+        flag: &str,
+        read: Result<T, Vec<hosts::Mistake>>,
+    ) -> Option<T> {
+        match read {
+            Ok(value) => Some(value),
+            Err(mistakes) => {
+                for hosts::Mistake {
+                    value,
+                    reason,
+                    cure,
+                } in mistakes
+                {
+                    self.mistake(flag, &value, reason, &cure);
+                }
+                None
+            }
+        }
+    }
+
+    pub(super) fn refusal(self) -> Refusal {
+        let mut text = match self.mistakes.len() {
+            1 => "peili: one value cannot be used\n".to_string(),
+            n => format!("peili: {n} values cannot be used\n"),
+        };
+        for Mistake {
+            name,
+            value,
+            reason,
+            cure,
+        } in self.mistakes
+        {
+            let value = match value.as_str() {
+                "" => String::new(),
+                value => format!(" {value:?}"),
+            };
+            text += &format!("  {name}{value} {reason}: {cure}\n");
+        }
+        text += "See peili <command> --help.\n";
+        Refusal { text, code: USAGE }
+    }
+}

@@ -1,0 +1,294 @@
+use std::process::Command as Process;
+
+use super::*;
+
+fn parsed(words: &str) -> Result<CommandLine, Refusal> {
+    parse(std::iter::once("peili").chain(words.split_whitespace()))
+}
+
+fn command(words: &str) -> Command {
+    parsed(words)
+        .unwrap_or_else(|refusal| panic!("{words}: {}", refusal.text))
+        .command
+}
+
+fn refused(words: &str) -> String {
+    let refusal = parsed(words).expect_err(words);
+    assert_eq!(refusal.code, 64, "{words}");
+    refusal.text
+}
+
+fn daemon(words: &str) -> Registry {
+    let words = format!("registry --bootstrap-kind dns --dns-bootstrap-domain d {words}");
+    match command(&words) {
+        Command::Registry(registry) => *registry,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_daemons_defaults_are_spegels() {
+    let registry = daemon("");
+
+    assert_eq!(
+        registry,
+        Registry {
+            bootstrap: Bootstrap::Dns {
+                domain: "d".to_string()
+            },
+            metrics_addr: ListenAddr::every(9090),
+            store: Store::Containerd(containerd::Config {
+                socket: "/run/containerd/containerd.sock".into(),
+                namespace: "k8s.io".to_string(),
+                content_path: None,
+            }),
+            data_dir: None,
+            require_node_token: false,
+            router_addr: ListenAddr::every(5001),
+            registry_addr: ListenAddr::every(5000),
+            mirror_resolve_timeout: Duration::from_millis(20),
+            mirror_resolve_retries: 3,
+            max_uploads: 64,
+            mirrored_registries: vec![hosts::Registry::Every],
+            advertise_addrs: Vec::new(),
+            shutdown_grace_period: Duration::from_secs(30),
+        }
+    );
+}
+
+#[test]
+fn a_list_takes_several_values_after_one_flag() {
+    let Command::Configuration(config) = command(
+        "configuration --mirrored-registries https://docker.io https://ghcr.io \
+         --mirror-targets http://192.0.2.7:30020 http://192.0.2.8:30020 --resolve-tags=false",
+    ) else {
+        panic!("another command");
+    };
+
+    let hosts: Vec<_> = config.hosts.registries.iter().map(|r| r.host()).collect();
+    assert_eq!(hosts, [Some("docker.io"), Some("ghcr.io")]);
+    assert_eq!(
+        config.hosts.targets.urls().collect::<Vec<_>>(),
+        ["http://192.0.2.7:30020", "http://192.0.2.8:30020"]
+    );
+    assert!(!config.hosts.resolve_tags);
+    assert_eq!(
+        config.hosts.directory,
+        PathBuf::from("/etc/containerd/certs.d")
+    );
+}
+
+#[test]
+fn resolve_tags_is_true_bare_and_by_default() {
+    for words in ["", "--resolve-tags", "--resolve-tags=true"] {
+        let words = format!("configuration {words} --mirror-targets http://a");
+        let Command::Configuration(config) = command(&words) else {
+            panic!("{words}");
+        };
+        assert!(config.hosts.resolve_tags, "{words}");
+    }
+}
+
+#[test]
+fn empty_values_count_as_unset_where_there_is_no_default() {
+    let words = "cleanup --containerd-registry-config-path /x --addr=";
+    assert_eq!(
+        command(words),
+        Command::Cleanup(Cleanup {
+            containerd_registry_config_path: "/x".into(),
+            addr: None
+        })
+    );
+    let registry = daemon("--data-dir= --containerd-content-path= --mirrored-registries=");
+    assert_eq!(registry, daemon(""));
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_with_flag_variable_value_reason_and_cure() {
+    let text = refused(
+        "registry --log-level loud --bootstrap-kind dns --router-addr 5001 --metrics-addr :5000 \
+         --mirror-resolve-timeout 20 --mirror-resolve-retries 0 --data-dir data \
+         --mirrored-registries docker.io https://ghcr.io/x --advertise-addr 0.0.0.0 node \
+         --static-bootstrap-peers 192.0.2.7:5001",
+    );
+
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "peili: 12 values cannot be used", "{text}");
+    for line in [
+        "  --log-level [LOG_LEVEL] \"loud\" is neither a level nor a filter: \
+         write error, warn, info or debug",
+        "  --router-addr [ROUTER_ADDR] \"5001\" has no port: \
+         write it as :5000, 192.0.2.7:5000 or [2001:db8::7]:5000",
+        "  --metrics-addr [METRICS_ADDR] \":5000\" is taken by --registry-addr: \
+         give each its own port",
+        "  --mirror-resolve-timeout [MIRROR_RESOLVE_TIMEOUT] \"20\" has no unit: \
+         write it as 20ms, 1.5s or 2m",
+        "  --mirrored-registries [MIRRORED_REGISTRIES] \"docker.io\" has no scheme: \
+         write https://docker.io",
+        "  --dns-bootstrap-domain [DNS_BOOTSTRAP_DOMAIN] is missing, and --bootstrap-kind is dns: \
+         write the name of the headless service, such as \
+         peili-bootstrap.peili.svc.cluster.local.",
+    ] {
+        assert!(lines.contains(&line), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn what_a_bootstrap_kind_needs_is_asked_for() {
+    for (words, missing) in [
+        ("registry", "--bootstrap-kind [BOOTSTRAP_KIND] is missing"),
+        (
+            "registry --bootstrap-kind http",
+            "--bootstrap-kind [BOOTSTRAP_KIND] \"http\" is not a way",
+        ),
+        (
+            "registry --bootstrap-kind static",
+            "--static-bootstrap-peers [STATIC_BOOTSTRAP_PEERS] is missing",
+        ),
+        (
+            "configuration",
+            "--mirror-targets [MIRROR_TARGETS] is missing",
+        ),
+        ("version --format xml", "--format \"xml\" is no format"),
+    ] {
+        let text = refused(words);
+        assert!(text.contains(missing), "{text}");
+        assert!(text.starts_with("peili: one value"), "{text}");
+    }
+}
+
+#[test]
+fn a_layout_is_served_when_both_the_store_and_its_path_say_so() {
+    assert_eq!(
+        daemon("--store oci-layout --oci-layout-path /images").store,
+        Store::OciLayout(layout::Config {
+            path: "/images".into()
+        })
+    );
+    for (words, said) in [
+        (
+            "--store oci-layout",
+            "--oci-layout-path [OCI_LAYOUT_PATH] is missing, and --store is oci-layout: write",
+        ),
+        (
+            "--oci-layout-path /images",
+            "--oci-layout-path [OCI_LAYOUT_PATH] \"/images\" would not be served, because \
+             --store is containerd: add --store=oci-layout",
+        ),
+        (
+            "--store oci-layout --oci-layout-path images",
+            "\"images\" is not an absolute path",
+        ),
+        (
+            "--store docker",
+            "--store [STORE] \"docker\" is no store that this release knows: \
+             write containerd or oci-layout",
+        ),
+    ] {
+        let text = refused(&format!(
+            "registry --bootstrap-kind dns --dns-bootstrap-domain d {words}"
+        ));
+        assert!(text.contains(said), "{text}");
+        assert!(text.starts_with("peili: one value"), "{text}");
+    }
+}
+
+#[test]
+fn what_nobody_knows_is_refused() {
+    for words in [
+        "",
+        "serve",
+        "registry --no-such-flag",
+        "configuration --mirror-targets http://a --resolve-tags false",
+        "cleanup extra",
+    ] {
+        refused(words);
+    }
+}
+
+#[test]
+fn help_is_no_mistake_and_names_every_variable() {
+    for words in ["--help", "--version"] {
+        assert_eq!(parsed(words).expect_err(words).code, 0);
+    }
+    let help = parsed("registry --help").expect_err("help").text;
+    // The lines are folded.
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for variable in ["LOG_LEVEL", "BOOTSTRAP_KIND", "ADVERTISE_ADDR", "STORE"] {
+        assert!(help.contains(&format!("[env: {variable}=")), "{help}");
+    }
+}
+
+#[test]
+fn the_default_route_never_yields_loopback() {
+    assert!(default_route_addrs().into_iter().all(can_be_reached));
+}
+
+/// The environment belongs to a whole process, so each case is a process of its own: this test, run again with
+/// `WORDS` to read.
+#[test]
+fn child_of_the_tests_of_the_environment() {
+    if let Ok(words) = std::env::var("WORDS") {
+        match parsed(&words) {
+            Ok(line) => println!("{line:?}"),
+            Err(refusal) => println!("{}", refusal.text),
+        }
+    }
+}
+
+fn with_env(variables: &[(&str, &str)], words: &str) -> String {
+    let output = Process::new(std::env::current_exe().expect("this program"))
+        .args([
+            "config::tests::child_of_the_tests_of_the_environment",
+            "--exact",
+            "--nocapture",
+        ])
+        .envs(variables.iter().copied())
+        .env("WORDS", words)
+        .output()
+        .expect("runs");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn variables_are_read_and_the_flag_counts_more() {
+    let said = with_env(
+        &[
+            ("MIRRORED_REGISTRIES", "https://docker.io,https://ghcr.io"),
+            ("MIRROR_TARGETS", "http://2001:db8::7:30020"),
+            ("RESOLVE_TAGS", "false"),
+            ("LOG_LEVEL", "DEBUG"),
+        ],
+        "configuration --containerd-registry-config-path /x --log-level WARN",
+    );
+
+    let same = command(
+        "configuration --containerd-registry-config-path /x --resolve-tags=false \
+         --mirror-targets http://[2001:db8::7]:30020 \
+         --mirrored-registries https://docker.io https://ghcr.io",
+    );
+    assert!(said.contains(&format!("{same:?}")), "{said}");
+    assert!(said.contains("Filter(\"WARN\")"), "{said}");
+}
+
+#[test]
+fn the_pods_addresses_are_announced_unless_others_are_named() {
+    let words = "registry --bootstrap-kind dns --dns-bootstrap-domain d";
+    for (variables, addresses) in [
+        (
+            &[("POD_IPS", "192.0.2.7,2001:db8::7,127.0.0.1")][..],
+            "[192.0.2.7, 2001:db8::7]",
+        ),
+        (
+            &[("POD_IPS", "192.0.2.7"), ("ADVERTISE_ADDR", "127.0.0.1")],
+            "[127.0.0.1]",
+        ),
+        (&[("POD_IPS", ""), ("ADVERTISE_ADDR", "")], "[]"),
+    ] {
+        let said = with_env(variables, words);
+        assert!(
+            said.contains(&format!("advertise_addrs: {addresses},")),
+            "{said}"
+        );
+    }
+}
