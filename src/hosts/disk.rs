@@ -6,6 +6,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
@@ -35,12 +36,19 @@ const DIRECTORY_MODE: u32 = 0o755;
 /// Held while the directory is changed; the kernel takes it back from a process that dies.
 pub struct Lock(#[allow(dead_code)] File); // Never read: it lives to be closed.
 
+/// Waits for another process that is at it: it takes milliseconds, and one that forks may hold the lock a moment longer.
 pub fn lock(directory: &Path) -> Result<Lock, Error> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(20);
     let file = File::open(directory).map_err(failed("open", directory))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Lock(file)),
-        Err(Errno::WOULDBLOCK) => Err(Error::Busy(directory.to_path_buf())),
-        Err(e) => Err(failed("lock", directory)(e.into())),
+    let begun = Instant::now();
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Lock(file)),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            Err(Errno::WOULDBLOCK) => return Err(Error::Busy(directory.to_path_buf())),
+            Err(e) => return Err(failed("lock", directory)(e.into())),
+        }
     }
 }
 
