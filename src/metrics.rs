@@ -4,7 +4,7 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
 pub fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
@@ -17,12 +17,6 @@ pub fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) ->
 
 pub fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     register(registry, IntGauge::new(name, help))
-}
-
-/// `buckets` are upper bounds in seconds.
-pub fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-    register(registry, Histogram::with_opts(options))
 }
 
 /// `buckets` are upper bounds in seconds.

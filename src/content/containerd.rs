@@ -31,7 +31,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use tower::service_fn;
 
-use super::{Blob, ContentStore, ReadRange, Snapshot, StoreError, blob_dir};
+use super::{Blob, ContentStore, ReadRange, Snapshot, StoreError};
 use crate::oci::{Digest, TagName};
 use crate::readiness::Readiness;
 use paths::Opened;
@@ -289,9 +289,4 @@ impl fmt::Display for Explained<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// For tests that look at the same directory.
-pub fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
-    blob_dir::blob(root, digest)
 }

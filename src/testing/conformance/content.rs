@@ -8,7 +8,6 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::content::{Blob, ContentStore, Snapshot};
 use crate::oci::{Digest, ImageName, Key, TagName};
-use crate::testing::eventually;
 
 /// How soon a change must show. What users wait for is that another node finds it within two seconds.
 const SOON: Duration = Duration::from_secs(2);
@@ -181,12 +180,4 @@ impl Listed {
             .await
             .unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"));
     }
-}
-
-/// As [`Fixture::remove`] may take a moment where a garbage collector does it.
-pub async fn until_gone(store: &dyn ContentStore, digest: &Digest) {
-    eventually("the blob is gone", SOON * 5, || async {
-        store.open(digest).await.ok()?.is_none().then_some(())
-    })
-    .await;
 }
