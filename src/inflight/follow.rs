@@ -1,0 +1,235 @@
+//! The bytes of a download as they are written.
+//!
+//! A download that begins anew after a failure is cut for its readers as soon as less is there than they have. One
+//! that has grown past them again within a look's time is not noticed: what they get are bytes of the same layer all
+//! the same, and their containerd checks the digest.
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt as _};
+use tokio::time::{Instant, sleep};
+
+use super::{Ingest, POLL};
+
+/// As much at once as of a complete blob: larger reads are no more than a tenth faster and take memory for each body.
+const CHUNK: u64 = 256 << 10;
+/// Without growth, nobody writes any more: containerd itself would be waiting for a registry that says nothing. Readers
+/// have less patience; this is for those who have none of their own.
+const STALLED: Duration = Duration::from_secs(20);
+
+impl Ingest {
+    /// The bytes of `range`, in order, each when it is there, and not more. Ends with an error where they will not come:
+    /// when the download was given up or began anew, at once (after what is there of it), and when it has not grown for
+    /// 20 s.
+    pub fn follow(&self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        let ingest = self.clone();
+        stream::try_unfold(range, move |range| {
+            let ingest = ingest.clone();
+            async move {
+                if range.is_empty() {
+                    return Ok(None);
+                }
+                let written = ingest.wait_beyond(range.start).await?;
+                let length = (written.min(range.end) - range.start).min(CHUNK);
+                let chunk = ingest.read(range.start, length as usize).await?;
+                let next = range.start + chunk.len() as u64..range.end;
+                Ok(Some((chunk, next)))
+            }
+        })
+        .boxed()
+    }
+
+    /// How many bytes there are, when there are more than `offset`.
+    async fn wait_beyond(&self, offset: u64) -> io::Result<u64> {
+        let began = Instant::now();
+        loop {
+            // Whether it is given up, before how much there is: the last bytes may have been written in between.
+            let is_abandoned = self.is_abandoned()?;
+            let written = self.written()?;
+            if written > offset {
+                return Ok(written);
+            }
+            if written < offset {
+                return Err(ended("the download began anew", written));
+            }
+            if is_abandoned {
+                return Err(ended("the download was given up", written));
+            }
+            if began.elapsed() >= STALLED {
+                return Err(ended("the download has not grown for long", written));
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// On the blocking pool: bytes that were just written are in memory, but those of a prefix need not be.
+    async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let data = Arc::clone(&self.data);
+        let chunk = tokio::task::spawn_blocking(move || {
+            let mut chunk = vec![0; length];
+            let read = loop {
+                match data.read_at(&mut chunk, offset) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    other => break other?,
+                }
+            };
+            chunk.truncate(read);
+            io::Result::Ok(Bytes::from(chunk))
+        })
+        .await??;
+        if chunk.is_empty() {
+            return Err(ended("the download began anew", offset));
+        }
+        Ok(chunk)
+    }
+}
+
+fn ended(why: &str, at: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        format!("{why}, with {at} bytes there"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt as _;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::inflight::{ContentRoot, Inflight};
+    use crate::oci::Digest;
+    use crate::testing::ingest::{FakeIngest, FakeIngests};
+    use crate::testing::noise;
+
+    const ROOM: Duration = Duration::from_secs(10);
+
+    async fn begun(layer: &[u8]) -> (FakeIngests, FakeIngest, Ingest) {
+        let ingests = FakeIngests::new();
+        let digest = Digest::sha256(layer);
+        let fake = ingests.begin("layer", &digest, layer.len() as u64);
+        let root = ContentRoot::known(ingests.root().to_owned());
+        let inflight = Inflight::new(root, "k8s.io".into());
+        let ingest = inflight.find(&digest).await.unwrap().unwrap();
+        (ingests, fake, ingest)
+    }
+
+    /// What comes until the end or the error, and the error.
+    async fn all(body: BoxStream<'static, io::Result<Bytes>>) -> (Vec<u8>, Option<String>) {
+        let mut bytes = Vec::new();
+        let ended = timeout(
+            ROOM,
+            body.try_for_each(|chunk| {
+                bytes.extend_from_slice(&chunk);
+                std::future::ready(Ok(()))
+            }),
+        );
+        let ended = ended.await.expect("an end");
+        (bytes, ended.err().map(|e| e.to_string()))
+    }
+
+    #[tokio::test]
+    async fn readers_get_each_byte_when_it_is_there_and_the_commit_does_not_disturb_them() {
+        let layer = noise(3 << 20, 1);
+        let (_ingests, mut fake, ingest) = begun(&layer).await;
+        fake.write(&layer[..1 << 20]);
+        let mut body = ingest.follow(0..layer.len() as u64);
+        let mut got = Vec::new();
+        while got.len() < 1 << 20 {
+            got.extend(body.try_next().await.unwrap().unwrap());
+        }
+        assert!(got == layer[..1 << 20]);
+        assert!(timeout(POLL * 3, body.next()).await.is_err(), "and no more");
+
+        fake.write(&layer[1 << 20..]);
+        let blob = fake.commit();
+        // The garbage collector takes what no image names.
+        std::fs::remove_file(blob).unwrap();
+
+        let (rest, error) = all(body).await;
+        assert_eq!(error, None);
+        got.extend(rest);
+        assert!(got == layer);
+    }
+
+    #[tokio::test]
+    async fn a_range_ends_where_it_ends() {
+        let layer = noise(1 << 20, 2);
+        let (_ingests, mut fake, ingest) = begun(&layer).await;
+        fake.write(&layer[..900_000]);
+
+        let (part, error) = all(ingest.follow(5..700_000)).await;
+        assert_eq!(error, None);
+        assert!(part == layer[5..700_000]);
+        assert_eq!(all(ingest.follow(7..7)).await, (vec![], None));
+
+        let later = tokio::spawn(all(ingest.follow(900_000..1_000_000)));
+        fake.write(&layer[900_000..]);
+        let (part, error) = later.await.unwrap();
+        assert_eq!(error, None);
+        assert!(part == layer[900_000..1_000_000]);
+    }
+
+    #[tokio::test]
+    async fn what_was_given_up_or_began_anew_ends_its_readers() {
+        let layer = noise(100_000, 3);
+        for anew in [false, true] {
+            let (_ingests, mut fake, ingest) = begun(&layer).await;
+            fake.write(&layer[..60_000]);
+            let mut body = ingest.follow(0..100_000);
+            assert!(body.try_next().await.unwrap().unwrap() == layer[..60_000]);
+
+            let why = if anew {
+                fake.truncate(0);
+                fake.write(&layer[..100]);
+                "began anew"
+            } else {
+                fake.write(&layer[60_000..70_000]);
+                fake.abort();
+                "given up"
+            };
+
+            let (rest, error) = all(body).await;
+            let error = error.unwrap();
+            assert!(error.contains(why), "{error}");
+            let expected = if anew { 60_000..60_000 } else { 60_000..70_000 };
+            assert!(rest == layer[expected], "no wrong byte");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_writes_any_more_ends_its_readers_later() {
+        let layer = noise(1000, 4);
+        let (_ingests, mut fake, ingest) = begun(&layer).await;
+        fake.write(&layer[..10]);
+        let mut body = ingest.follow(0..1000);
+        assert_eq!(body.try_next().await.unwrap().unwrap().len(), 10);
+        let began = Instant::now();
+
+        assert!(body.try_next().await.is_err());
+
+        assert!(began.elapsed() >= STALLED, "{:?}", began.elapsed());
+        assert!(began.elapsed() < STALLED * 2, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_takes_no_memory() {
+        let layer = noise(8 << 20, 5);
+        let (_ingests, mut fake, ingest) = begun(&layer).await;
+        fake.write(&layer[..4 << 20]);
+        let mut body = ingest.follow(0..layer.len() as u64);
+
+        let first = body.try_next().await.unwrap().unwrap();
+
+        assert_eq!(first.len() as u64, CHUNK, "one chunk is read for one taken");
+        // Nothing was read ahead: what is written over now is what comes.
+        fake.write_at(CHUNK, &[7; CHUNK as usize]);
+        let second = body.try_next().await.unwrap().unwrap();
+        assert!(second.iter().all(|byte| *byte == 7));
+    }
+}

@@ -1,0 +1,372 @@
+//! One download of containerd: `ingest/<X>` with its files `ref`, `total` and `data`.
+//!
+//! `ref` is `<namespace>/<sequence>/<kind>-<digest>`, and X is its sha256. `total`, the length in decimal digits, is
+//! complete before `data` exists; a download of unknown length has none. Nothing on disk tells whether somebody still
+//! writes: a containerd that was killed leaves its ingests for a day.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use tokio::time::{Instant, sleep};
+
+use super::POLL;
+use crate::oci::Digest;
+
+/// What containerd calls what it downloads (remotes.MakeRefKey).
+const KINDS: [&str; 4] = ["layer", "config", "manifest", "index"];
+/// One node downloads a handful at a time; the rest are what killed pulls left in a day. Reading a `ref` takes 10 us
+/// (30 took 316): so many take less than the 3 ms that a waiting peer's every look may cost.
+const MAX_SCANNED: usize = 256;
+/// An image name of 255 characters, a digest of sha512 and a namespace of 76 take less.
+const MAX_REF: u64 = 1 << 10;
+/// Digits of the largest length, with room for a newline.
+const MAX_TOTAL: u64 = 24;
+
+pub(super) fn directory(root: &Path) -> PathBuf {
+    root.join("ingest")
+}
+
+/// An open download; it stays readable through the commit.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    pub(super) data: Arc<File>,
+    total: u64,
+    /// The most that was ever seen of it: less later on means that the download began anew.
+    seen: Arc<AtomicU64>,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// The byte at the offset is there.
+    Further,
+    /// Not within the time; it may still come.
+    NotYet,
+    /// The download was given up, or began anew.
+    Gone,
+}
+
+impl Ingest {
+    /// Length in bytes when it is whole.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// How many bytes are there now. It asks the kernel and no disk, so it may be called anywhere.
+    pub fn written(&self) -> io::Result<u64> {
+        Ok(self.data.metadata()?.len())
+    }
+
+    /// Whether containerd has given it up: its name is gone and it is not whole.
+    pub fn is_abandoned(&self) -> io::Result<bool> {
+        let metadata = self.data.metadata()?;
+        Ok(metadata.nlink() == 0 && metadata.len() < self.total)
+    }
+
+    /// Whether it has no name any more: it was given up, or it was whole and has been removed since.
+    pub fn is_unlinked(&self) -> bool {
+        self.data
+            .metadata()
+            .is_ok_and(|metadata| metadata.nlink() == 0)
+    }
+
+    /// Whether containerd has accepted it, also where it has been removed since: its name then is a blob's.
+    pub fn was_committed(&self) -> bool {
+        let name = format!("/proc/self/fd/{}", self.data.as_raw_fd());
+        let Ok(path) = fs::read_link(name) else {
+            return false;
+        };
+        // Where the kernel adds " (deleted)" it is to the file's name.
+        let algorithm = path.parent();
+        let blobs = algorithm.and_then(Path::parent).and_then(Path::file_name);
+        blobs.is_some_and(|name| name == "blobs")
+    }
+
+    /// Waits until more than `offset` bytes are there.
+    pub async fn reaches(&self, offset: u64, limit: Duration) -> Reached {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.is_beyond(offset) {
+                Ok(Some(true)) => return Reached::Further,
+                Ok(Some(false)) => {}
+                // What cannot even be asked for its length cannot be read.
+                Ok(None) | Err(_) => return Reached::Gone,
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Reached::NotYet;
+            }
+            sleep(POLL.min(left)).await;
+        }
+    }
+
+    /// None where the download is gone.
+    fn is_beyond(&self, offset: u64) -> io::Result<Option<bool>> {
+        let written = self.written()?;
+        let shrank = written < self.seen.fetch_max(written, Ordering::Relaxed);
+        if shrank {
+            return Ok(None);
+        }
+        if written > offset {
+            return Ok(Some(true));
+        }
+        Ok((!self.is_abandoned()?).then_some(false))
+    }
+}
+
+/// The ingest of `digest` in `namespace`: at its computed path, else by a look into every `ref`. The latter is for
+/// descriptors with the annotation `org.opencontainers.image.ref.name`, whose refs hold that name as well, and for a
+/// sequence other than 1, which was never seen.
+pub(super) fn find(root: &Path, namespace: &str, digest: &Digest) -> io::Result<Option<Ingest>> {
+    let directory = directory(root);
+    for kind in KINDS {
+        let reference = format!("{namespace}/1/{kind}-{digest}");
+        let name = Digest::sha256(reference.as_bytes());
+        if let Some(ingest) = open(&directory.join(name.hex()))? {
+            return Ok(Some(ingest));
+        }
+    }
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    for entry in entries.take(MAX_SCANNED) {
+        let path = entry?.path();
+        let Some(reference) = read_short(&path.join("ref"), MAX_REF)? else {
+            continue;
+        };
+        if is_of(&reference, namespace, digest)
+            && let Some(ingest) = open(&path)?
+        {
+            return Ok(Some(ingest));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a ref of `namespace` is for `digest`.
+fn is_of(reference: &str, namespace: &str, digest: &Digest) -> bool {
+    let key = reference
+        .strip_prefix(namespace)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .and_then(|rest| rest.split_once('/'))
+        .filter(|(sequence, _)| sequence.bytes().all(|b| b.is_ascii_digit()))
+        .map(|(_, key)| key);
+    key.and_then(|key| key.strip_suffix(digest.as_str()))
+        .is_some_and(|before| before.ends_with(['-', '@']))
+}
+
+/// None where there is no download at `path`, or none whose length is known.
+fn open(path: &Path) -> io::Result<Option<Ingest>> {
+    // First the data: where it is, the total is complete.
+    let Some(data) = open_file(&path.join("data"))? else {
+        return Ok(None);
+    };
+    let total = read_short(&path.join("total"), MAX_TOTAL)?;
+    let total = total.and_then(|total| total.trim_end().parse().ok());
+    Ok(total.filter(|total| *total > 0).map(|total| Ingest {
+        data: Arc::new(data),
+        total,
+        seen: Arc::default(),
+    }))
+}
+
+/// None where there is no such regular file. A symbolic link is none: it could lead anywhere.
+fn open_file(path: &Path) -> io::Result<Option<File>> {
+    // A pipe would be waited for until somebody writes into it.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // No directory above it, a link, a socket or a device without a driver.
+        Err(e)
+            if [Errno::NOTDIR, Errno::LOOP, Errno::NXIO]
+                .map(|errno| Some(errno.raw_os_error()))
+                .contains(&e.raw_os_error()) =>
+        {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
+    Ok(file.metadata()?.is_file().then_some(file))
+}
+
+/// The text of a file of at most `limit` bytes; None where there is none, or another one.
+fn read_short(path: &Path, limit: u64) -> io::Result<Option<String>> {
+    let Some(file) = open_file(path)? else {
+        return Ok(None);
+    };
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    let is_short = bytes.len() as u64 <= limit;
+    Ok(String::from_utf8(bytes).ok().filter(|_| is_short))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::inflight::{ContentRoot, Inflight};
+    use crate::testing::ingest::FakeIngests;
+
+    const ROOM: Duration = Duration::from_secs(10);
+
+    fn inflight(ingests: &FakeIngests) -> Inflight {
+        let root = ContentRoot::known(ingests.root().to_owned());
+        Inflight::new(root, "k8s.io".into())
+    }
+
+    #[tokio::test]
+    async fn every_kind_is_found_by_its_name_alone() {
+        let ingests = FakeIngests::new();
+        let inflight = inflight(&ingests);
+        for kind in KINDS {
+            let digest = Digest::sha256(kind.as_bytes());
+            let mut fake = ingests.begin(kind, &digest, 100);
+            fake.write(b"some");
+            // A scan would not find it.
+            fs::remove_file(fake.path().join("ref")).unwrap();
+
+            let found = inflight.find(&digest).await.unwrap().expect(kind);
+
+            assert_eq!((found.total(), found.written().unwrap()), (100, 4));
+        }
+        let other = Digest::sha256(b"other");
+        assert!(inflight.find(&other).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn another_ref_is_found_by_its_end_and_only_in_the_namespace() {
+        let digest = Digest::sha256(b"layer");
+        let longer = format!("x{digest}");
+        for (reference, is_found) in [
+            (format!("k8s.io/1/layer-app:v1@{digest}"), true),
+            (format!("k8s.io/12/layer-{digest}"), true),
+            (format!("k8s.io/1/layer-a/b/c@{digest}"), true),
+            (format!("other/1/layer-{digest}"), false),
+            (format!("k8s.io-2/1/layer-{digest}"), false),
+            (format!("k8s.io/x/layer-{digest}"), false),
+            (format!("k8s.io/1/layer-{digest}x"), false),
+            (format!("k8s.io/1/layer-{longer}"), false),
+            (digest.to_string(), false),
+            (String::new(), false),
+        ] {
+            let ingests = FakeIngests::new();
+            let _download = ingests.begin_as(&reference, Some("7"));
+
+            let found = inflight(&ingests).find(&digest).await.unwrap();
+
+            assert_eq!(found.is_some(), is_found, "{reference}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_length_there_is_nothing_to_serve() {
+        for (total, is_found) in [
+            (Some("7"), true),
+            (Some("7\n"), true),
+            (None, false),
+            (Some(""), false),
+            (Some("0"), false),
+            (Some("-7"), false),
+            (Some("seven"), false),
+            (Some("7000000000000000000000000000"), false),
+        ] {
+            let ingests = FakeIngests::new();
+            let digest = Digest::sha256(b"layer");
+            let _download = ingests.begin_as(&format!("k8s.io/1/layer-{digest}"), total);
+
+            let found = inflight(&ingests).find(&digest).await.unwrap();
+
+            assert_eq!(found.is_some(), is_found, "{total:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_regular_files_are_opened() {
+        let ingests = FakeIngests::new();
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        let digest = Digest::sha256(b"layer");
+        let fake = ingests.begin("layer", &digest, 7);
+        let data = fake.path().join("data");
+        let find = async || inflight(&ingests).find(&digest).await.unwrap();
+        assert!(find().await.is_some());
+
+        fs::remove_file(&data).unwrap();
+        assert!(find().await.is_none(), "nothing");
+        symlink(secret.path(), &data).unwrap();
+        assert!(find().await.is_none(), "a link");
+        fs::remove_file(&data).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &data, rustix::fs::Mode::RUSR).unwrap();
+        assert!(find().await.is_none(), "a pipe");
+        fs::remove_file(&data).unwrap();
+        fs::create_dir(&data).unwrap();
+        assert!(find().await.is_none(), "a directory");
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_with_growth_with_the_time_or_with_the_download() {
+        let ingests = FakeIngests::new();
+        let digest = Digest::sha256(b"layer");
+        let mut fake = ingests.begin("layer", &digest, 10);
+        let ingest = inflight(&ingests).find(&digest).await.unwrap().unwrap();
+        let soon = Duration::from_millis(30);
+
+        assert_eq!(ingest.reaches(0, soon).await, Reached::NotYet);
+        let waiting = tokio::spawn({
+            let ingest = ingest.clone();
+            async move { ingest.reaches(3, ROOM).await }
+        });
+        fake.write(b"123");
+        assert_eq!(
+            ingest.reaches(3, soon).await,
+            Reached::NotYet,
+            "three are not four"
+        );
+        fake.write(b"4");
+        assert_eq!(waiting.await.unwrap(), Reached::Further);
+
+        fake.truncate(2);
+        assert_eq!(ingest.reaches(5, ROOM).await, Reached::Gone);
+        let again = inflight(&ingests).find(&digest).await.unwrap().unwrap();
+        assert_eq!(
+            again.reaches(1, ROOM).await,
+            Reached::Further,
+            "its new beginning"
+        );
+
+        fake.abort();
+        assert!(again.is_abandoned().unwrap());
+        assert_eq!(again.reaches(5, ROOM).await, Reached::Gone);
+    }
+
+    #[tokio::test]
+    async fn a_committed_download_is_not_abandoned_even_when_the_blob_is_collected() {
+        let ingests = FakeIngests::new();
+        let digest = Digest::sha256(b"layer");
+        let mut fake = ingests.begin("layer", &digest, 5);
+        let ingest = inflight(&ingests).find(&digest).await.unwrap().unwrap();
+        fake.write(b"layer");
+
+        let blob = fake.commit();
+        assert!(!ingest.is_abandoned().unwrap());
+        fs::remove_file(blob).unwrap();
+
+        assert!(!ingest.is_abandoned().unwrap());
+        assert_eq!(ingest.reaches(4, ROOM).await, Reached::Further);
+    }
+}
