@@ -1,0 +1,235 @@
+//! What this node asks of meeting points: the [`Rendezvous`] that the mirror speaks to.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::table::Circumstances;
+use super::wire::{Answer, Question};
+use super::{Flights, MAX_REMEMBERED};
+use crate::oci::Digest;
+use crate::routing::messenger::Meeting;
+use crate::routing::rendezvous::{Advice, Course, Doubt, Generation, Rendezvous, Standing, Wish};
+use crate::routing::{PeerId, may_be_peer};
+
+/// Meeting points that are tried: the closest, and two that would follow it.
+const TRIES: usize = 3;
+/// From one node to the next, until one has room: a tree of fan-out 2 with a million nodes is not deeper than 20.
+const MAX_HOPS: usize = 24;
+/// Who answered for a content is asked again without a search for so long.
+const DESK: Duration = Duration::from_secs(5);
+/// Who leads an image is asked again after so long.
+const IMAGE: Duration = Duration::from_millis(400);
+
+#[async_trait]
+impl Rendezvous for Flights {
+    async fn ask(&self, wish: Wish) -> Advice {
+        let mut circumstances = Circumstances::default();
+        if wish.generation == Generation::Two && wish.offset == 0 {
+            circumstances.image_leader =
+                self.image_leader(&wish.image, wish.generation, true).await;
+        }
+        for _ in 0..TRIES {
+            // Anew each time: whoever gave no answer is not among them any more.
+            let Some(desk) = self.desk(&wish.digest).await else {
+                break;
+            };
+            let asking = self.ask_at(desk, wish.clone(), circumstances.clone());
+            if let Some(advice) = asking.await {
+                return advice;
+            }
+            circumstances.is_takeover = true;
+        }
+        debug!(digest = %wish.digest, "nobody to ask: leads");
+        Advice::Lead {
+            lease: rand::random(),
+        }
+    }
+
+    async fn report(&self, standings: Vec<Standing>) -> Vec<Course> {
+        self.table().own(&standings, Instant::now());
+        let mut by_desk: HashMap<PeerId, Vec<Standing>> = HashMap::new();
+        for standing in standings {
+            if let Some(desk) = self.patron(&standing.digest).await {
+                by_desk.entry(desk).or_default().push(standing);
+            }
+        }
+        let told = by_desk.into_iter().map(|(desk, standings)| async move {
+            let digests: Vec<Digest> = standings.iter().map(|s| s.digest.clone()).collect();
+            let answer = self.put(&desk, Question::Report(standings)).await;
+            let now = Instant::now();
+            for digest in digests {
+                let mut memory = self.memory();
+                match &answer {
+                    Some(_) => remember(&mut memory.patrons, &digest, &desk, now),
+                    // The next report finds another.
+                    None => drop(memory.patrons.remove(&digest)),
+                }
+            }
+            match answer {
+                Some(Answer::Courses(courses)) => courses,
+                _ => Vec::new(),
+            }
+        });
+        join_all(told).await.into_iter().flatten().collect()
+    }
+
+    async fn pulls(&self, image: &str, generation: Generation, is_busy: bool) {
+        self.image_leader(image, generation, is_busy).await;
+    }
+}
+
+impl Flights {
+    /// Asks a meeting point, and whom it names. None when it does not answer.
+    async fn ask_at(
+        &self,
+        desk: PeerId,
+        mut wish: Wish,
+        mut circumstances: Circumstances,
+    ) -> Option<Advice> {
+        let mut root = desk;
+        let mut at = root.clone();
+        for _ in 0..MAX_HOPS {
+            let question = Question::Ask(wish.clone(), circumstances.clone());
+            match self.put(&at, question).await {
+                Some(Answer::Advice(advice)) => {
+                    // Whoever was named knows whom to follow, but not whether somebody leads: the next question is the
+                    // meeting point's again.
+                    let now = Instant::now();
+                    let mut memory = self.memory();
+                    remember(&mut memory.desks, &wish.digest, &root, now);
+                    remember(&mut memory.patrons, &wish.digest, &at, now);
+                    drop(memory);
+                    self.table().takes_part(&wish, &advice);
+                    return Some(self.careful(advice));
+                }
+                // It has looked further than this node.
+                Some(Answer::Closer(peer)) if at == root => {
+                    root = peer.id;
+                    at = root.clone();
+                }
+                Some(Answer::Descend(peer)) => {
+                    circumstances.is_descended = true;
+                    at = peer.id;
+                }
+                None if at == root => return None,
+                // Whoever was named does not know: back to who named him.
+                _ => {
+                    wish.doubts.push((at, Doubt::Gone));
+                    circumstances.is_descended = false;
+                    at = root.clone();
+                }
+            }
+        }
+        None
+    }
+
+    /// Advice whose addresses are those of a node.
+    fn careful(&self, advice: Advice) -> Advice {
+        let Advice::Follow {
+            mut parent,
+            depth,
+            is_queued,
+        } = advice
+        else {
+            return advice;
+        };
+        let me = self.0.messenger.me();
+        // Every node's registry is at the same port, except where several share a machine's loopback.
+        parent.registry.retain(|address| {
+            me.registry.iter().any(|mine| {
+                let is_port = address.port() == mine.port() || mine.ip().is_loopback();
+                is_port && may_be_peer(address.ip(), mine.ip())
+            })
+        });
+        Advice::Follow {
+            parent,
+            depth,
+            is_queued,
+        }
+    }
+
+    /// The meeting point of a content: who last proved to be, else the closest that is alive.
+    async fn desk(&self, digest: &Digest) -> Option<PeerId> {
+        let now = Instant::now();
+        let known = fresh(&self.memory().desks, digest, now);
+        if let Some(desk) = known.filter(|desk| !self.is_dead(desk, now)) {
+            return Some(desk);
+        }
+        let meeting = Meeting::Content(digest.clone());
+        let closest = self.0.messenger.closest(&meeting).await;
+        let mut ids = closest.into_iter().map(|peer| peer.id);
+        ids.find(|id| !self.is_dead(id, now))
+    }
+
+    /// Who is to hear how this node's part in a content stands: who gave the last advice, else the meeting point.
+    async fn patron(&self, digest: &Digest) -> Option<PeerId> {
+        let now = Instant::now();
+        let known = fresh(&self.memory().patrons, digest, now);
+        match known.filter(|patron| !self.is_dead(patron, now)) {
+            Some(patron) => Some(patron),
+            None => self.desk(digest).await,
+        }
+    }
+
+    /// Tells that this node pulls `image`; who leads that pull, as far as anybody says so.
+    async fn image_leader(
+        &self,
+        image: &str,
+        generation: Generation,
+        is_busy: bool,
+    ) -> Option<PeerId> {
+        let now = Instant::now();
+        let known = self.memory().images.get(image).cloned();
+        if let Some((leader, at)) = known
+            && now.saturating_duration_since(at) < IMAGE
+        {
+            return leader;
+        }
+        let meeting = Meeting::Repository(image.to_string());
+        let closest = self.0.messenger.closest(&meeting).await;
+        let question = Question::Image {
+            image: image.to_string(),
+            generation,
+            is_busy,
+        };
+        let mut leader = None;
+        let live = closest.into_iter().filter(|p| !self.is_dead(&p.id, now));
+        for peer in live.take(TRIES) {
+            if let Some(Answer::Image(answer)) = self.put(&peer.id, question.clone()).await {
+                leader = answer;
+                break;
+            }
+        }
+        let now = Instant::now();
+        let mut memory = self.memory();
+        memory
+            .images
+            .retain(|_, (_, at)| now.saturating_duration_since(*at) < DESK);
+        memory
+            .images
+            .insert(image.to_string(), (leader.clone(), now));
+        leader
+    }
+}
+
+type Known = HashMap<Digest, (PeerId, Instant)>;
+
+/// Whom one knows for `digest`, if one has heard of him lately.
+fn fresh(known: &Known, digest: &Digest, now: Instant) -> Option<PeerId> {
+    let (id, at) = known.get(digest)?;
+    (now.saturating_duration_since(*at) < DESK).then(|| id.clone())
+}
+
+fn remember(known: &mut Known, digest: &Digest, id: &PeerId, now: Instant) {
+    if known.len() >= MAX_REMEMBERED {
+        known.retain(|_, (_, at)| now.saturating_duration_since(*at) < DESK);
+    }
+    if known.len() < MAX_REMEMBERED {
+        known.insert(digest.clone(), (id.clone(), now));
+    }
+}
