@@ -1,0 +1,318 @@
+//! Content that nobody holds yet and others are getting, too: this node's part in getting it once.
+//!
+//! ```text
+//! boarding   one request: ask the rendezvous; lead (404), follow a parent, or come back
+//! part       what this node is getting now, and how it stands; pure
+//! reporter   looks at containerd's ingests, tells the rendezvous, hears how flights stand
+//! images     which image a blob is part of
+//! blame      who brought what containerd refused
+//! ```
+//!
+//! A containerd that has asked us is given bytes or a 404, and nothing else can be said to it: whoever leads gets the
+//! 404, and its ingest becomes the source for the others.
+
+mod blame;
+pub(super) mod boarding;
+mod images;
+pub mod part;
+mod reporter;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus::{IntCounter, Registry};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::InFlightSharing;
+use crate::content::ContentStore;
+use crate::inflight::{Inflight, Uplink};
+use crate::metrics;
+use crate::oci::Digest;
+use crate::routing::PeerId;
+use crate::routing::rendezvous::{self, Generation, Rendezvous, Standing};
+use blame::Distrust;
+use images::Images;
+use part::{Part, Role};
+
+/// For so long after it got nothing from the registry a node lets others try first.
+const VAIN: Duration = Duration::from_secs(20);
+/// For so long it is remembered of a registry that it brought more: as long as a crowd's pull of a large image takes.
+const FASTER: Duration = Duration::from_secs(60);
+/// Parts of one node at once. containerd downloads three layers of each image at a time, and `ctr` all of them; what comes
+/// beyond this goes to the registry without us.
+const MAX_PARTS: usize = 128;
+
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    led: IntCounter,
+    followed: IntCounter,
+    replaced: IntCounter,
+    missed: IntCounter,
+    postponed: IntCounter,
+    saved: IntCounter,
+    refused: IntCounter,
+}
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Self {
+        let counter = |name, help| metrics::counter(registry, name, help);
+        Self {
+            led: counter(
+                "peili_flights_led_total",
+                "Contents that this node was told to get from the registry, for itself and those who follow.",
+            ),
+            followed: counter(
+                "peili_flights_followed_total",
+                "Contents that this node began to take from a node that was still getting them.",
+            ),
+            replaced: counter(
+                "peili_flight_parents_replaced_total",
+                "Parents that stopped before they had brought everything, were too slow, or gave nothing.",
+            ),
+            missed: counter(
+                "peili_flight_deadlines_missed_total",
+                "Requests that went to the registry because nothing had come in time from those who lead.",
+            ),
+            postponed: counter(
+                "peili_flight_requests_postponed_total",
+                "Requests of containerd 2.x that were sent back to be asked again, so that other layers come first.",
+            ),
+            refused: counter(
+                "peili_contents_refused_total",
+                "Contents from peers that containerd refused because their bytes were wrong.",
+            ),
+            saved: counter(
+                "peili_registry_bytes_saved_total",
+                "Bytes that were taken from nodes that were still getting them, instead of from the registry.",
+            ),
+        }
+    }
+}
+
+/// What sharing needs of the rest of the node.
+pub struct Parts {
+    pub rendezvous: Arc<dyn Rendezvous>,
+    pub store: Arc<dyn ContentStore>,
+    pub inflight: Inflight,
+    pub uplink: Uplink,
+    pub sharing: InFlightSharing,
+}
+
+/// Cloneable; all clones are the same node.
+#[derive(Clone)]
+pub struct Flight(Arc<Inner>);
+
+struct Inner {
+    rendezvous: Arc<dyn Rendezvous>,
+    store: Arc<dyn ContentStore>,
+    inflight: Inflight,
+    uplink: Uplink,
+    sharing: InFlightSharing,
+    parts: Mutex<HashMap<Digest, Part>>,
+    /// What this node led and got nothing of, and when.
+    in_vain: Mutex<HashMap<Digest, Instant>>,
+    images: Images,
+    is_leaving: AtomicBool,
+    /// Registries that lately brought more than whoever was followed, and when.
+    faster: Mutex<HashMap<String, Instant>>,
+    distrust: Distrust,
+    /// There is something to look at.
+    wake: Notify,
+    metrics: Metrics,
+}
+
+/// Whose pull a request is part of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Puller {
+    /// `registry/repository`.
+    pub image: String,
+    pub generation: Generation,
+    /// A 404 is not the last word: containerd asks us once more.
+    pub may_ask_again: bool,
+}
+
+impl Flight {
+    pub fn new(parts: Parts, metrics: Metrics) -> Self {
+        Self(Arc::new(Inner {
+            images: Images::new(parts.store.clone()),
+            rendezvous: parts.rendezvous,
+            store: parts.store,
+            inflight: parts.inflight,
+            uplink: parts.uplink,
+            sharing: parts.sharing,
+            parts: Mutex::default(),
+            in_vain: Mutex::default(),
+            is_leaving: AtomicBool::new(false),
+            faster: Mutex::default(),
+            distrust: Distrust::default(),
+            wake: Notify::new(),
+            metrics,
+        }))
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.0.sharing != InFlightSharing::Off
+            && !self.0.is_leaving.load(Ordering::Relaxed)
+            && self.0.inflight.is_on()
+    }
+
+    /// Takes part in nothing any more, and says so: this node's listener is about to refuse those who would follow. Bodies
+    /// under way go on.
+    pub async fn leave(&self) {
+        self.0.is_leaving.store(true, Ordering::Relaxed);
+        let gone: Vec<Standing> = {
+            let parts = self.parts();
+            let gone = parts.iter().map(|(digest, part)| Standing {
+                digest: digest.clone(),
+                generation: part.generation,
+                part: rendezvous::Part::Gone,
+                offset: 0,
+                rate: 0,
+                node_rate: 0,
+                free: 0,
+            });
+            gone.collect()
+        };
+        if !gone.is_empty() {
+            self.0.rendezvous.report(gone).await;
+        }
+    }
+
+    /// Watches what this node is getting and tells the rendezvous, until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = reporter::run(self) => {}
+        }
+    }
+
+    /// containerd asks for a manifest: blobs of its image may come next.
+    pub fn asked_for_manifest(&self, image: &str, digest: &Digest) {
+        self.0.images.note(image, digest);
+    }
+
+    /// Whether this node has just been told to get `digest` from the registry: then its containerd, which may ask us several
+    /// times, needs no other answer. On its way from a source that was too slow a containerd 2.x queues for seconds before
+    /// each of these times; who answered it anew would send it back to that source.
+    pub fn leads_just_now(&self, digest: &Digest) -> bool {
+        /// A pull of a busy containerd asks all its hosts within milliseconds.
+        const JUST_NOW: Duration = Duration::from_secs(1);
+        /// Longer than a layer of 100 MiB takes its place from others at 10 MB/s.
+        const QUEUED: Duration = Duration::from_secs(15);
+        let parts = self.parts();
+        parts.get(digest).is_some_and(|part| {
+            let has_begun = part.grew > part.since;
+            let limit = match part.went_for_more() && !has_begun {
+                true => QUEUED,
+                false => JUST_NOW,
+            };
+            matches!(part.role, Role::Leads { .. }) && part.since.elapsed() < limit
+        })
+    }
+
+    /// Whether `peer` brought bytes of `digest` that containerd refused.
+    pub fn is_distrusted(&self, peer: &PeerId, digest: &Digest) -> bool {
+        self.0.distrust.is_distrusted(peer, digest)
+    }
+
+    /// A request for `digest` is in hand, until what is returned is dropped. None when there are too many.
+    fn aboard(&self, digest: &Digest, puller: &Puller, image: String) -> Option<Aboard> {
+        let now = Instant::now();
+        let mut parts = self.parts();
+        if parts.len() >= MAX_PARTS && !parts.contains_key(digest) {
+            return None;
+        }
+        let part = parts.entry(digest.clone()).or_insert_with(|| {
+            let expecting = self.0.inflight.expect(digest.clone());
+            Part::new(image, puller.generation, expecting, now)
+        });
+        part.requests += 1;
+        let slow = part.slow.subscribe();
+        drop(parts);
+        self.0.wake.notify_one();
+        Some(Aboard {
+            flight: self.clone(),
+            digest: digest.clone(),
+            slow,
+        })
+    }
+
+    fn role(&self, digest: &Digest) -> Option<Role> {
+        self.parts().get(digest).map(|part| part.role.clone())
+    }
+
+    fn change(&self, digest: &Digest, change: impl FnOnce(&mut Part)) {
+        if let Some(part) = self.parts().get_mut(digest) {
+            change(part);
+        }
+        self.0.wake.notify_one();
+    }
+
+    /// What came of going to an image's registry instead of following.
+    fn note_registry(&self, image: &str, got_more: bool, now: Instant) {
+        let mut faster = self.0.faster.lock().unwrap_or_else(PoisonError::into_inner);
+        faster.retain(|_, at| now.saturating_duration_since(*at) < FASTER);
+        let registry = registry_of(image);
+        if got_more {
+            faster.insert(registry.to_string(), now);
+        } else {
+            faster.remove(registry);
+        }
+    }
+
+    fn is_faster(&self, image: &str, now: Instant) -> bool {
+        let faster = self.0.faster.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = faster.get(registry_of(image));
+        noted.is_some_and(|at| now.saturating_duration_since(*at) < FASTER)
+    }
+
+    fn led_in_vain(&self, digest: &Digest) -> bool {
+        let in_vain = self
+            .0
+            .in_vain
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        in_vain.get(digest).is_some_and(|at| at.elapsed() < VAIN)
+    }
+
+    fn note_in_vain(&self, digest: &Digest) {
+        let mut in_vain = self
+            .0
+            .in_vain
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        in_vain.retain(|_, at| at.elapsed() < VAIN);
+        in_vain.insert(digest.clone(), Instant::now());
+    }
+
+    fn parts(&self) -> MutexGuard<'_, HashMap<Digest, Part>> {
+        self.0.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One request of this node's containerd that takes part in a flight.
+struct Aboard {
+    flight: Flight,
+    digest: Digest,
+    /// Turns true when leading would be faster.
+    slow: watch::Receiver<bool>,
+}
+
+impl Drop for Aboard {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.flight.change(&self.digest, |part| {
+            part.requests -= 1;
+            part.left = now;
+        });
+    }
+}
+
+/// The registry of `registry/repository`.
+fn registry_of(image: &str) -> &str {
+    image.split('/').next().unwrap_or_default()
+}

@@ -1,0 +1,292 @@
+//! One request of this node's containerd, on its way to a source that is still growing.
+
+use std::time::Duration;
+
+use hyper::Method;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info};
+
+use super::blame::Giver;
+use super::part::Role;
+use super::{Aboard, Flight, Puller};
+use crate::mirror::attempt::{Ask, PeerError};
+use crate::mirror::search::Delivery;
+use crate::mirror::{FetchError, Mirror};
+use crate::oci::distribution::ByteRange;
+use crate::oci::{Digest, Key};
+use crate::routing::rendezvous::{Advice, Doubt, Generation, Wish};
+use crate::routing::{Peer, PeerId};
+
+/// How long a parent is asked to hold a request for its first byte. It must come back before the parent could be replaced.
+const HOLD: Duration = Duration::from_millis(800);
+/// containerd 2.x is sent back after this, so that the permit that its request holds goes to other layers. A fresh leader's
+/// first MiB takes 0.1 to 0.5 s with 50 MB/s for five nodes (measured).
+const POSTPONE: Duration = Duration::from_millis(600);
+/// The rendezvous lets nobody wait for longer than 10 s for a leader that is silent, and 2 s for its own silence. This bounds
+/// what it may say otherwise.
+const LIMIT: Duration = Duration::from_secs(13);
+/// containerd 2.x downloads three layers at a time: a layer that its leader has in its queue comes when it comes, and to go
+/// to the registry for it costs a copy and gains nothing. Bounded all the same.
+const LIMIT_QUEUED: Duration = Duration::from_secs(30);
+/// Three meeting points that do not answer take 0.75 s; more is no use to anybody.
+const ADVICE: Duration = Duration::from_secs(1);
+/// What is known of a manifest is in memory or on disk.
+const LOOK: Duration = Duration::from_millis(500);
+/// After a parent that gave nothing, so that two who fail at once are not asked in a tight circle.
+const BREATH: Duration = Duration::from_millis(10);
+/// Parents that are remembered as not having delivered: the rendezvous remembers them, too.
+const MAX_DOUBTS: usize = 32;
+
+pub(in crate::mirror) struct Boarding {
+    mirror: Mirror,
+    flight: Flight,
+    digest: Digest,
+    image: String,
+    puller: Puller,
+    aboard: Aboard,
+    /// To be told with the next question.
+    doubts: Vec<(PeerId, Doubt)>,
+    /// Parents since the request began.
+    parents: u32,
+}
+
+/// Whom a body is taken from, and how patient to be with it.
+pub(in crate::mirror) struct Boarded {
+    pub delivery: Delivery,
+    /// Steps from there to whoever leads or has it.
+    pub depth: u32,
+}
+
+impl Boarding {
+    /// None where this request goes on without the others.
+    pub async fn begin(mirror: &Mirror, digest: &Digest, puller: &Puller) -> Option<Self> {
+        let flight = mirror.flight.clone().filter(Flight::is_on)?;
+        let image = timeout(LOOK, flight.0.images.of(&puller.image, digest)).await;
+        let image = image.unwrap_or_else(|_| puller.image.clone());
+        let aboard = flight.aboard(digest, puller, image.clone())?;
+        Some(Self {
+            mirror: mirror.clone(),
+            flight,
+            digest: digest.clone(),
+            image,
+            puller: puller.clone(),
+            aboard,
+            doubts: Vec::new(),
+            parents: 0,
+        })
+    }
+
+    /// The bytes of `ask` from a node that is getting them, or has them by now, the first one in hand.
+    ///
+    /// [`FetchError::Lead`] when this node is to get them from the registry, [`FetchError::Later`] when containerd is to
+    /// ask again.
+    pub async fn deliver(&mut self, ask: &Ask) -> Result<Boarded, FetchError> {
+        let began = Instant::now();
+        let mut is_queued = false;
+        loop {
+            let waited = began.elapsed();
+            let limit = match is_queued && self.puller.generation == Generation::Two {
+                true => LIMIT_QUEUED,
+                false => LIMIT,
+            };
+            if waited > limit {
+                info!(digest = %self.digest, ?waited, "nobody brings it: this node goes to the registry");
+                self.flight.0.metrics.missed.inc();
+                return Err(self.lead(rand::random()));
+            }
+            match self.advice(ask, false).await {
+                Advice::Lead { lease } => {
+                    if waited >= Duration::from_secs(2) {
+                        self.flight.0.metrics.missed.inc();
+                    }
+                    return Err(self.lead(lease));
+                }
+                Advice::Wait {
+                    pause,
+                    is_queued: queued,
+                } => {
+                    is_queued = queued;
+                    self.postpone(began)?;
+                    sleep(pause.clamp(BREATH, HOLD)).await;
+                }
+                Advice::Follow {
+                    parent,
+                    depth,
+                    is_queued: queued,
+                } => {
+                    is_queued = queued;
+                    if let Some(delivery) = self.follow(&parent, ask, began).await {
+                        return Ok(Boarded { delivery, depth });
+                    }
+                    self.postpone(began)?;
+                    sleep(BREATH).await;
+                }
+            }
+        }
+    }
+
+    /// Whether another source brings it faster than the present one, which goes on meanwhile.
+    pub async fn faster(&mut self, ask: &Ask) -> Result<Option<Boarded>, FetchError> {
+        // Whatever comes of it gets the time of a new stream before it is judged again.
+        self.flight
+            .change(&self.digest, |part| part.streams(Instant::now()));
+        match self.advice(ask, true).await {
+            Advice::Lead { lease } => {
+                info!(digest = %self.digest, "whoever leads is faster: this node goes to the registry, too");
+                self.flight
+                    .change(&self.digest, |part| part.goes_for_more(Instant::now()));
+                Err(self.lead(lease))
+            }
+            Advice::Follow { parent, depth, .. } => {
+                let present = self.flight.role(&self.digest);
+                let delivery = self.follow(&parent, ask, Instant::now()).await;
+                if delivery.is_none() {
+                    // The present source goes on, and is to be judged again.
+                    self.flight.change(&self.digest, |part| {
+                        part.becomes(present.unwrap_or(Role::Asks), Instant::now());
+                        part.streams(Instant::now());
+                    });
+                }
+                Ok(delivery.map(|delivery| Boarded { delivery, depth }))
+            }
+            Advice::Wait { .. } => {
+                self.flight
+                    .change(&self.digest, |part| part.waits_its_turn(Instant::now()));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits until leading would be faster than to follow.
+    pub async fn is_slow(&mut self) {
+        // The sender is in the part, which this request keeps.
+        if self.aboard.slow.wait_for(|slow| *slow).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// A parent that had begun to deliver has stopped.
+    pub fn failed(&mut self, parent: &Peer, error: &PeerError) {
+        self.flight.0.metrics.replaced.inc();
+        self.doubt(parent, error);
+    }
+
+    /// `peer` brings bytes: whose fault it was will be asked if containerd refuses them.
+    pub fn takes_from(&self, peer: &Peer, ask: &Ask) {
+        /// Of a body that went on with so many others, all that matter are among the last.
+        const MAX_GIVERS: usize = 16;
+        let giver = Giver {
+            peer: peer.clone(),
+            path_and_query: ask.path_and_query.clone(),
+        };
+        self.flight.change(&self.digest, |part| {
+            if part.givers.len() == MAX_GIVERS {
+                part.givers.remove(0);
+            }
+            part.givers.push(giver);
+        });
+    }
+
+    /// Bytes that came from a node that was still getting them.
+    pub fn saved(&self, bytes: u64) {
+        self.flight.0.metrics.saved.inc_by(bytes);
+    }
+
+    async fn advice(&mut self, ask: &Ask, is_slow: bool) -> Advice {
+        let wish = Wish {
+            digest: self.digest.clone(),
+            image: self.image.clone(),
+            generation: self.puller.generation,
+            offset: first(ask),
+            doubts: std::mem::take(&mut self.doubts),
+            led_in_vain: self.flight.led_in_vain(&self.digest),
+            is_slow,
+        };
+        let asked = timeout(ADVICE, self.flight.0.rendezvous.ask(wish)).await;
+        let advice = asked.unwrap_or(Advice::Lead {
+            lease: rand::random(),
+        });
+        debug!(digest = %self.digest, offset = first(ask), ?advice, "advice");
+        advice
+    }
+
+    async fn follow(&mut self, parent: &Peer, ask: &Ask, began: Instant) -> Option<Delivery> {
+        let id = parent.id.clone();
+        if self.flight.is_distrusted(&id, &self.digest) {
+            let doubt = match self.flight.0.distrust.is_proven(&id, &self.digest) {
+                true => Doubt::Corrupt,
+                false => Doubt::Silent,
+            };
+            self.doubts.push((id, doubt));
+            return None;
+        }
+        self.flight.change(&self.digest, |part| {
+            part.becomes(Role::Follows { parent: id }, Instant::now());
+        });
+        let may_wait = match self.puller.may_ask_again {
+            true => POSTPONE.saturating_sub(began.elapsed()).max(BREATH),
+            false => HOLD,
+        };
+        let growing = Ask {
+            growing: Some(may_wait.min(HOLD)),
+            ..ask.clone()
+        };
+        let (peer, outcome) = self.mirror.clone().ask(parent.clone(), growing).await;
+        match outcome {
+            Ok(delivery) => {
+                if self.parents == 0 {
+                    self.flight.0.metrics.followed.inc();
+                }
+                self.parents += 1;
+                self.flight
+                    .change(&self.digest, |part| part.streams(Instant::now()));
+                Some(delivery)
+            }
+            // It is alive, and will have it.
+            Err(PeerError::Waiting) => None,
+            Err(error) => {
+                debug!(digest = %self.digest, peer = %peer.id, %error, "parent gives nothing");
+                self.flight.0.metrics.replaced.inc();
+                self.doubt(&peer, &error);
+                None
+            }
+        }
+    }
+
+    fn doubt(&mut self, parent: &Peer, error: &PeerError) {
+        let doubt = match error {
+            PeerError::Refused => Doubt::Refused,
+            PeerError::Absent => Doubt::Gone,
+            PeerError::Busy { .. } => Doubt::Busy,
+            _ => Doubt::Silent,
+        };
+        if self.doubts.len() < MAX_DOUBTS {
+            self.doubts.push((parent.id.clone(), doubt));
+        }
+    }
+
+    /// Sends containerd back once it has waited for long enough, if it will ask again.
+    fn postpone(&self, began: Instant) -> Result<(), FetchError> {
+        if self.puller.may_ask_again && began.elapsed() >= POSTPONE {
+            self.flight.0.metrics.postponed.inc();
+            return Err(FetchError::Later(Key::Content(self.digest.clone())));
+        }
+        Ok(())
+    }
+
+    fn lead(&self, lease: u64) -> FetchError {
+        self.flight.0.metrics.led.inc();
+        self.flight.change(&self.digest, |part| {
+            part.becomes(Role::Leads { lease }, Instant::now());
+        });
+        FetchError::Lead(Key::Content(self.digest.clone()))
+    }
+}
+
+/// The first byte that is asked for.
+fn first(ask: &Ask) -> u64 {
+    match (&ask.method, &ask.range) {
+        (&Method::GET, Some(ByteRange::From { first, .. })) => *first,
+        _ => 0,
+    }
+}

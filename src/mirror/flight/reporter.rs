@@ -1,0 +1,237 @@
+//! Looks at what this node is getting, and tells those who must know.
+//!
+//! Nothing on disk says whether a download is alive but its growth, so it is looked at: twenty times a second while there
+//! is something to look at, and not at all else.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use super::blame::Giver;
+use super::part::{Role, Seen};
+use super::{Flight, InFlightSharing};
+use crate::oci::Digest;
+use crate::routing::rendezvous::{Generation, Part, Standing};
+
+/// A vanished ingest is told of within this: until then nobody may lead in its stead. A look costs a call of fstat(2).
+const LOOK: Duration = Duration::from_millis(50);
+/// Without news, whoever takes part is heard of this often.
+const REPORT: Duration = Duration::from_millis(250);
+/// A containerd that got something within this time is at work.
+const BUSY: Duration = Duration::from_secs(1);
+/// Whoever pulls an image says so this often.
+const PULLS: Duration = Duration::from_millis(500);
+
+pub(super) async fn run(flight: Flight) {
+    let mut reported: Option<Instant> = None;
+    let mut pulled: Option<Instant> = None;
+    let mut told: HashMap<Digest, Part> = HashMap::new();
+    loop {
+        if flight.parts().is_empty() {
+            told.clear();
+            flight.0.wake.notified().await;
+            continue;
+        }
+        if flight.0.is_leaving.load(Ordering::Relaxed) {
+            return;
+        }
+        let standings = look(&flight).await;
+        let now = Instant::now();
+        let has_news = standings.iter().any(|standing| {
+            told.get(&standing.digest)
+                .is_none_or(|before| !is_alike(before, &standing.part))
+        });
+        if has_news || reported.is_none_or(|at| now - at >= REPORT) {
+            reported = Some(now);
+            told = standings
+                .iter()
+                .map(|standing| (standing.digest.clone(), standing.part.clone()))
+                .collect();
+            let over: Vec<Digest> = standings
+                .iter()
+                .filter(|standing| matches!(standing.part, Part::Holds | Part::Gone))
+                .map(|standing| standing.digest.clone())
+                .collect();
+            let courses = flight.0.rendezvous.report(standings).await;
+            let mut parts = flight.parts();
+            for course in courses {
+                if let Some(part) = parts.get_mut(&course.digest)
+                    // Once whoever led has it all there is nobody who leads; what he was like is remembered.
+                    && course.progress.rate > 0
+                {
+                    part.progress = course.progress;
+                }
+            }
+            for digest in over {
+                // Somebody may have asked again meanwhile.
+                if parts.get(&digest).is_some_and(|part| part.requests == 0) {
+                    parts.remove(&digest);
+                }
+            }
+        }
+        if pulled.is_none_or(|at| now - at >= PULLS) {
+            pulled = Some(now);
+            tell_images(&flight, now).await;
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Looks at every part; how those stand of which there is something to say.
+async fn look(flight: &Flight) -> Vec<Standing> {
+    let digests: Vec<Digest> = flight.parts().keys().cloned().collect();
+    let seen = join_all(digests.iter().map(|digest| see(flight, digest))).await;
+    let now = Instant::now();
+    let mut parts = flight.parts();
+    let is_busy = parts.values().any(|part| now - part.grew < BUSY);
+    let mut standings = Vec::with_capacity(digests.len());
+    for (digest, seen) in digests.into_iter().zip(seen) {
+        let Some(part) = parts.get_mut(&digest) else {
+            continue;
+        };
+        if seen == Seen::Refused {
+            refused(flight, &digest, std::mem::take(&mut part.givers));
+            part.ingest = None;
+        }
+        let Some(said) = part.look(seen, is_busy, now) else {
+            continue;
+        };
+        if part.is_fetched_elsewhere(now) {
+            let lease = rand::random();
+            debug!(%digest, "containerd fetches it without us: this node leads");
+            part.becomes(Role::Leads { lease }, now);
+        }
+        if said == Part::Gone && matches!(part.role, Role::Leads { .. }) && part.offset == 0 {
+            info!(%digest, "the registry gave this node nothing of what it was to lead");
+            flight.note_in_vain(&digest);
+            if part.ingest.is_none() {
+                flight.0.inflight.missed();
+            }
+        }
+        standings.push(Standing {
+            generation: part.generation,
+            part: said,
+            offset: part.offset,
+            rate: part.rate(now),
+            node_rate: 0,
+            free: match part.is_idle(now) {
+                true => 0,
+                false => flight.0.uplink.free(&digest),
+            },
+            digest,
+        });
+    }
+    let node_rate = standings.iter().map(|standing| standing.rate).sum();
+    for standing in &mut standings {
+        standing.node_rate = node_rate;
+        if let Some(part) = parts.get_mut(&standing.digest)
+            && flight.0.sharing == InFlightSharing::Auto
+        {
+            if let Some(got_more) = part.got_more(now) {
+                flight.note_registry(&part.image, got_more, now);
+            }
+            let is_proven = flight.is_faster(&part.image, now);
+            if *part.slow.borrow() || !part.is_slow(node_rate, is_proven, now) {
+                continue;
+            }
+            debug!(
+                digest = %standing.digest, offset = standing.offset, rate = standing.rate, node_rate,
+                leader = ?part.progress, "whoever leads is faster"
+            );
+            part.slow.send_replace(true);
+        }
+    }
+    standings
+}
+
+async fn see(flight: &Flight, digest: &Digest) -> Seen {
+    let known = flight
+        .parts()
+        .get(digest)
+        .and_then(|part| part.ingest.clone());
+    if let Some(ingest) = &known
+        && let Ok(written) = ingest.written()
+    {
+        match ingest.is_abandoned() {
+            Ok(false) if written < ingest.total() => return Seen::Growing(written),
+            Ok(false) => {
+                // All of it is there; containerd checks it and gives it its name.
+                return match is_whole(flight, digest).await {
+                    true => Seen::Whole,
+                    // Unpacked and removed since, as where layers are discarded.
+                    false if ingest.was_committed() => Seen::Whole,
+                    false if ingest.is_unlinked() => Seen::Refused,
+                    false => Seen::Checked(written),
+                };
+            }
+            _ => {
+                // A pull that is tried again has another one at once.
+                if let Some(part) = flight.parts().get_mut(digest) {
+                    part.ingest = None;
+                }
+                return match is_whole(flight, digest).await {
+                    true => Seen::Whole,
+                    false => Seen::Abandoned,
+                };
+            }
+        }
+    }
+    // An error here was told of at the start, and is none of this pull's.
+    if let Ok(Some(ingest)) = flight.0.inflight.find(digest).await {
+        let written = ingest.written().unwrap_or(0);
+        if let Some(part) = flight.parts().get_mut(digest) {
+            part.ingest = Some(ingest);
+        }
+        return Seen::Growing(written);
+    }
+    match is_whole(flight, digest).await {
+        true => Seen::Whole,
+        false => Seen::Nothing,
+    }
+}
+
+/// containerd has refused what it was given.
+fn refused(flight: &Flight, digest: &Digest, givers: Vec<Giver>) {
+    if givers.is_empty() {
+        // All of it came from the registry, or it was never ours.
+        return;
+    }
+    warn!(%digest, givers = givers.len(), "containerd refused what peers had brought");
+    flight.0.metrics.refused.inc();
+    flight.0.distrust.refused(digest, &givers);
+    let (distrust, digest) = (flight.0.distrust.clone(), digest.clone());
+    // Ends by itself within seconds.
+    tokio::spawn(async move { distrust.judge(&digest, givers).await });
+}
+
+async fn is_whole(flight: &Flight, digest: &Digest) -> bool {
+    matches!(flight.0.store.open(digest).await, Ok(Some(_)))
+}
+
+/// Each image that is being pulled here.
+async fn tell_images(flight: &Flight, now: Instant) {
+    let images: HashSet<(String, Generation, bool)> = {
+        let parts = flight.parts();
+        let is_busy = parts.values().any(|part| now - part.grew < BUSY);
+        parts
+            .values()
+            .map(|part| (part.image.clone(), part.generation, is_busy))
+            .collect()
+    };
+    let telling = images.iter().map(|(image, generation, is_busy)| {
+        flight.0.rendezvous.pulls(image, *generation, *is_busy)
+    });
+    join_all(telling).await;
+}
+
+/// Whether somebody who knows the one need not hear of the other before the next report.
+fn is_alike(before: &Part, now: &Part) -> bool {
+    match (before, now) {
+        (Part::Leads { lease: a, .. }, Part::Leads { lease: b, .. }) => a == b,
+        (a, b) => a == b,
+    }
+}
