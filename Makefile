@@ -27,7 +27,7 @@ demo: deps ## build a small cluster here, show an image going from node to node,
 	@$(AS_ROOT_IF_FREE) cargo run --quiet --example demo -- $(DEMO)
 
 .PHONY: test
-test: deps ## run every test; those that need a lab of real containerds need root
+test: deps containerds ## run every test; those that need a lab of real containerds need root
 	$(AS_ROOT_IF_FREE) cargo test --all-features
 
 .PHONY: test-matrix
@@ -37,6 +37,10 @@ test-matrix: deps containerds ## run the tests on real containerds once more, on
 		PEILI_TEST_CONTAINERD=$$PWD/$$containerd $(AS_ROOT) cargo test --all-features \
 			--test content --test sharing --test lab_itself || exit 1; \
 	done
+
+.PHONY: bench-crowd
+bench-crowd: deps containerds ## many nodes pull an image at once, measured; CROWD='--list' says what can be tried
+	$(AS_ROOT) cargo bench --bench crowd -- $(CROWD)
 
 .PHONY: fmt
 fmt: ## format the code

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use prometheus::Registry;
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -17,12 +19,16 @@ use crate::config::Store;
 use crate::content::ContentStore;
 use crate::content::containerd::Containerd;
 use crate::content::layout::Layout;
-use crate::mirror::{self, Mirror};
+use crate::inflight::{Inflight, Uplink};
+use crate::mirror::flight::{self, Flight};
+use crate::mirror::{self, InFlightSharing, Mirror};
 use crate::node_token::NodeToken;
 use crate::readiness::Readiness;
 use crate::registry::uploads::Uploads;
 use crate::routing::Router;
+use crate::routing::flight::Flights;
 use crate::routing::kad::{self, EventLoop, Kad};
+use crate::routing::messenger::Call;
 use crate::server::Server;
 use crate::shutdown::Shutdown;
 use crate::{admin, advertise, registry};
@@ -45,6 +51,7 @@ pub struct Config {
     pub store: Store,
     pub routing: kad::Config,
     pub mirror: mirror::Config,
+    pub in_flight_sharing: mirror::InFlightSharing,
     /// Hosts of the registries that are mirrored; None: every registry.
     pub mirrored: Option<HashSet<String>>,
     /// Who is this node's own containerd; None: everybody.
@@ -62,10 +69,15 @@ pub struct App {
     store: Arc<dyn ContentStore>,
     router: Kad,
     event_loop: EventLoop,
+    calls: mpsc::Receiver<Call>,
+    flights: Flights,
+    flight: Flight,
     mirror: Mirror,
     mirrored: Option<HashSet<String>>,
     token: Option<NodeToken>,
     uploads: Uploads,
+    inflight: Inflight,
+    uplink: Uplink,
     access: registry::access::Metrics,
     metrics: Registry,
     readiness: Readiness,
@@ -91,31 +103,66 @@ impl App {
         let admin = Server::bind(&config.admin)
             .await
             .context("--metrics-addr")?;
-        let store: Arc<dyn ContentStore> = match config.store {
-            Store::Containerd(config) => Arc::new(Containerd::new(config, readiness.clone())?),
-            Store::OciLayout(config) => Arc::new(Layout::new(config, readiness.clone())?),
+        let (store, inflight): (Arc<dyn ContentStore>, _) = match config.store {
+            Store::Containerd(config) => {
+                let namespace = config.namespace.clone();
+                let containerd = Containerd::new(config, readiness.clone())?;
+                let inflight = Inflight::new(containerd.content_root(), namespace);
+                (Arc::new(containerd), inflight)
+            }
+            // Nobody downloads into a layout in a way that others could follow.
+            Store::OciLayout(config) => {
+                let layout = Layout::new(config, readiness.clone())?;
+                (Arc::new(layout), Inflight::off())
+            }
         };
-        let (router, event_loop) = kad::bind(
+        let kad::Bound {
+            kad: router,
+            event_loop,
+            calls,
+        } = kad::bind(
             config.routing,
             kad::Metrics::new(&metrics),
             readiness.guard("routing"),
         )
         .await?;
+        let inflight = match config.in_flight_sharing {
+            InFlightSharing::Off => Inflight::off(),
+            InFlightSharing::Auto | InFlightSharing::Always => inflight,
+        };
+        let uplink = Uplink::default();
+        let flights = Flights::new(Arc::new(router.clone()), rand::make_rng::<StdRng>());
+        let flight = Flight::new(
+            flight::Parts {
+                rendezvous: Arc::new(flights.clone()),
+                store: store.clone(),
+                inflight: inflight.clone(),
+                uplink: uplink.clone(),
+                sharing: config.in_flight_sharing,
+            },
+            flight::Metrics::new(&metrics),
+        );
         let mirror = Mirror::new(
             Arc::new(router.clone()),
             config.mirror,
             mirror::Metrics::new(&metrics),
-        );
+        )
+        .with_flight(flight.clone());
         Ok(Self {
             registry,
             admin,
             store,
             router,
             event_loop,
+            calls,
+            flights,
+            flight,
             mirror,
             mirrored: config.mirrored,
             token: config.token,
             uploads: Uploads::new(config.max_uploads),
+            inflight,
+            uplink,
             access: registry::access::Metrics::new(&metrics),
             metrics,
             readiness,
@@ -148,6 +195,8 @@ impl App {
                 mirrored: self.mirrored.map(Arc::new),
                 token: self.token.map(Arc::new),
                 uploads: self.uploads,
+                inflight: self.inflight.clone(),
+                uplink: self.uplink,
             }),
             shutdown.clone(),
         ));
@@ -161,9 +210,25 @@ impl App {
             self.readiness.guard("content"),
             shutdown.drain.clone(),
         ));
-        // Bodies under way look for other peers when theirs fail: the router ends after them.
+        let (inflight, drain) = (self.inflight, shutdown.drain.clone());
+        shutdown.spawn(async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                readable = inflight.readable() => {
+                    if let Err(reason) = readable {
+                        warn!(reason, "layers that are still being written cannot be read (yet): they are shared when they are whole");
+                    }
+                }
+            }
+        });
+        // Bodies under way look for other peers when theirs fail, and others follow them: all that is routing ends after
+        // them.
         let stop_routing = CancellationToken::new();
         let mut routing = tokio::spawn(self.event_loop.run(stop_routing.clone()));
+        // Both end with the router.
+        let meeting = tokio::spawn(self.flights.serve(self.calls));
+        let flight = self.flight.clone();
+        let flying = tokio::spawn(self.flight.run(stop_routing.clone()));
         info!(registry = %registry_addr, metrics = %metrics_addr, "serving");
 
         tokio::select! {
@@ -177,7 +242,11 @@ impl App {
         // Dropped with the process: nobody should be sent here any more.
         let _leaving = self.readiness.guard("shutdown");
         // Before the listeners close, so that nobody is sent here to be refused.
-        let _ = tokio::time::timeout(GOODBYE, swarm.leave()).await;
+        let leaving = async {
+            flight.leave().await;
+            swarm.leave().await;
+        };
+        let _ = tokio::time::timeout(GOODBYE, leaving).await;
         let left = shutdown
             .finish(self.grace_period.saturating_sub(BEFORE_THE_END))
             .await;
@@ -188,6 +257,8 @@ impl App {
         if tokio::time::timeout(ROUTER_END, routing).await.is_err() {
             warn!("the router has not ended");
         }
+        meeting.abort();
+        flying.abort();
         info!("ended");
         Ok(())
     }

@@ -8,7 +8,8 @@ use std::path::Path;
 use serde::Serialize;
 use tracing::{info, warn};
 
-use crate::config::{Configuration, VersionFormat};
+use crate::config::{Configuration, ContainerdVersion, VersionFormat};
+use crate::content::containerd;
 use crate::hosts::{self, Done};
 use crate::node_token;
 
@@ -40,6 +41,10 @@ impl Error {
 /// Makes this node's containerd ask us, and known to us where there is a place for its token.
 pub fn configuration(config: &Configuration, out: &mut impl Write) -> Result<(), Error> {
     let mut hosts = config.hosts.clone();
+    hosts.containerd = match &config.containerd {
+        ContainerdVersion::Said(version) => Some(version.clone()),
+        ContainerdVersion::Asked { socket } => ask_version(socket),
+    };
     if let Some(data_dir) = &config.data_dir {
         hosts.token = Some(hosts::Token {
             header: node_token::HEADER,
@@ -48,8 +53,37 @@ pub fn configuration(config: &Configuration, out: &mut impl Write) -> Result<(),
     }
     let done = hosts::configure(&hosts)?;
     let directory = hosts.directory.display();
-    info!(%directory, files = done.len(), "containerd is configured to ask the mirror");
+    info!(
+        %directory,
+        files = done.len(),
+        containerd = hosts.containerd.as_ref().map(tracing::field::display),
+        again = hosts.again(),
+        "containerd is configured to ask the mirror"
+    );
     report(&done, out)
+}
+
+/// None where containerd does not say it, after a warning: where its socket is not mounted, everything else is done.
+fn ask_version(socket: &Path) -> Option<hosts::Version> {
+    let asked = || -> anyhow::Result<hosts::Version> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let said = runtime.block_on(containerd::version(socket))?;
+        // Its cure speaks of an option, and nobody has typed this.
+        said.parse()
+            .map_err(|_| anyhow::anyhow!("{said:?} is no version"))
+    };
+    asked()
+        .inspect_err(|e| {
+            warn!(
+                error = %e,
+                "containerd's version is unknown and 1.x is assumed. If it is 2.x, nodes that pull an image at the same \
+                 time take parts of it from the registry more than once: say it with --containerd-version, or name the \
+                 socket with --containerd-sock"
+            );
+        })
+        .ok()
 }
 
 /// Puts back what containerd was configured to before us. Serving `/readyz` afterwards is the caller's part.
@@ -119,6 +153,11 @@ mod tests {
         assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
     }
 
+    fn nobody_says(directory: &Path) -> ContainerdVersion {
+        let socket = directory.join("containerd.sock");
+        ContainerdVersion::Asked { socket }
+    }
+
     #[test]
     fn each_file_written_and_restored_is_one_line() {
         let root = tempfile::tempdir().expect("tempdir");
@@ -131,7 +170,10 @@ mod tests {
                 targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
                 resolve_tags: true,
                 token: None,
+                containerd: None,
+                node_ips: Vec::new(),
             },
+            containerd: nobody_says(root.path()),
             data_dir: None,
         };
 
@@ -150,6 +192,22 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_that_is_not_there_or_does_not_answer_costs_a_version_and_no_more() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let silent = root.path().join("silent.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&silent).expect("bind");
+        let begun = std::time::Instant::now();
+
+        assert_eq!(ask_version(&root.path().join("absent.sock")), None);
+        assert_eq!(ask_version(root.path()), None);
+        assert_eq!(ask_version(&silent), None);
+
+        // Only the silent one was waited for, two seconds.
+        let took = begun.elapsed().as_secs_f64();
+        assert!((2.0..4.0).contains(&took), "{took} s");
+    }
+
+    #[test]
     fn a_directory_that_cannot_be_changed_ends_with_a_code_and_its_name() {
         let file = tempfile::NamedTempFile::new().expect("tempfile");
         let config = Configuration {
@@ -159,7 +217,10 @@ mod tests {
                 targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
                 resolve_tags: true,
                 token: None,
+                containerd: None,
+                node_ips: Vec::new(),
             },
+            containerd: nobody_says(file.path()),
             data_dir: None,
         };
 

@@ -19,9 +19,10 @@ use libp2p::Multiaddr;
 pub use value::ListenAddr;
 
 use options::{RawCleanup, RawCommand, RawCommandLine, RawConfiguration, RawRegistry};
-use reader::{Mistake, Reader, absolute, duration, list, listen_addr, refuse};
+use reader::{Reader, absolute, duration, list, listen_addr, refuse, zone};
 
 use crate::content::{containerd, layout};
+use crate::mirror::InFlightSharing;
 use crate::routing::bootstrap::parse_address;
 use crate::{hosts, telemetry};
 
@@ -59,6 +60,9 @@ pub struct Registry {
     pub mirror_resolve_retries: u32,
     /// Bodies under way to peers at once.
     pub max_uploads: usize,
+    pub in_flight_sharing: InFlightSharing,
+    /// None: unknown.
+    pub zone: Option<String>,
     pub mirrored_registries: Vec<hosts::Registry>,
     /// Empty: [`default_route_addrs`] are announced.
     pub advertise_addrs: Vec<IpAddr>,
@@ -68,10 +72,21 @@ pub struct Registry {
 /// What containerd is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configuration {
-    /// As it stands on the command line: without the node's token.
+    /// As it stands on the command line: without the node's token, and without containerd's version.
     pub hosts: hosts::Config,
     /// Where the node's token is kept; None: there is none.
     pub data_dir: Option<PathBuf>,
+    pub containerd: ContainerdVersion,
+}
+
+/// How it is known which containerd reads the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerdVersion {
+    Said(hosts::Version),
+    /// It is asked there.
+    Asked {
+        socket: PathBuf,
+    },
 }
 
 /// Where this node's content is.
@@ -203,6 +218,18 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         Ok(uploads) => Ok(uploads),
         Err(_) => refuse("is not a number", "write 64"),
     });
+    let in_flight_sharing =
+        reader.read(
+            "in-flight-sharing",
+            &raw.in_flight_sharing,
+            |text| match text {
+                "auto" => Ok(InFlightSharing::Auto),
+                "always" => Ok(InFlightSharing::Always),
+                "off" => Ok(InFlightSharing::Off),
+                _ => refuse("is no way of sharing", "write auto, always or off"),
+            },
+        );
+    let zone = reader.optional("zone", &raw.zone, zone);
     let advertise_addrs = advertise_addrs(reader, raw);
     let shutdown_grace_period = reader.read(
         "shutdown-grace-period",
@@ -241,6 +268,8 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         mirror_resolve_timeout: mirror_resolve_timeout?,
         mirror_resolve_retries: mirror_resolve_retries?,
         max_uploads: max_uploads?,
+        in_flight_sharing: in_flight_sharing?,
+        zone: zone?,
         mirrored_registries: mirrored_registries?,
         advertise_addrs,
         shutdown_grace_period: shutdown_grace_period?,
@@ -248,9 +277,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
 }
 
 fn store(reader: &mut Reader, raw: &RawRegistry) -> Option<Store> {
-    let socket = reader.read("containerd-sock", &raw.containerd_sock, |text| {
-        absolute(text.strip_prefix("unix://").unwrap_or(text))
-    });
+    let socket = reader.socket(&raw.containerd_sock);
     let namespace = reader.read(
         "containerd-namespace",
         &raw.containerd_namespace,
@@ -361,21 +388,9 @@ fn advertise_addrs(reader: &mut Reader, raw: &RawRegistry) -> Vec<IpAddr> {
     if list(&raw.advertise_addr).next().is_some() {
         return named;
     }
-    let pod_ips = std::env::var("POD_IPS").unwrap_or_default();
-    let pod_ips = pod_ips.split(',').map(str::trim);
-    for text in pod_ips.filter(|text| !text.is_empty()) {
-        match text.parse::<IpAddr>() {
-            Ok(ip) if can_be_reached(ip) => named.push(ip),
-            Ok(_) => {}
-            Err(_) => reader.mistakes.push(Mistake {
-                name: "POD_IPS".to_string(),
-                value: text.to_string(),
-                reason: "is not an IP address".to_string(),
-                cure: "take it from the pod's status.podIPs".to_string(),
-            }),
-        }
-    }
-    named
+    let mut pod_ips = reader.variable("POD_IPS", "take it from the pod's status.podIPs");
+    pod_ips.retain(|ip| can_be_reached(*ip));
+    pod_ips
 }
 
 /// This node's addresses on its default routes, one of each family at most.
@@ -414,6 +429,15 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
     let targets = reader.hosts("mirror-targets", hosts::Targets::list(&targets));
     let resolve_tags = reader.boolean("resolve-tags", &raw.resolve_tags);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
+    let socket = reader.socket(&raw.containerd_sock);
+    let said = match raw.containerd_version.trim() {
+        "auto" => Some(None),
+        text => {
+            let said = text.parse().map_err(|mistake| vec![mistake]);
+            reader.hosts("containerd-version", said).map(Some)
+        }
+    };
+    let node_ips = node_ips(reader);
     Some(Configuration {
         hosts: hosts::Config {
             directory: directory?,
@@ -421,9 +445,20 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
             targets: targets?,
             resolve_tags: resolve_tags?,
             token: None,
+            containerd: None,
+            node_ips,
         },
         data_dir: data_dir?,
+        containerd: match said? {
+            Some(version) => ContainerdVersion::Said(version),
+            None => ContainerdVersion::Asked { socket: socket? },
+        },
     })
+}
+
+/// The node's addresses, which a pod in a network of its own learns in no other way.
+fn node_ips(reader: &mut Reader) -> Vec<IpAddr> {
+    reader.variable("NODE_IP", "take it from the pod's status.hostIP")
 }
 
 fn cleanup(reader: &mut Reader, raw: &RawCleanup) -> Option<Cleanup> {

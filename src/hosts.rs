@@ -3,15 +3,20 @@
 //! containerd reads these files at every pull: they count at once and need no restart. They stay when the process ends,
 //! since a mirror that is away refuses and containerd goes on to the next host; only `cleanup` takes them back.
 
+mod again;
 mod certs_d;
 mod disk;
 mod toml;
+mod version;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use again::{Fit, fit};
 pub use certs_d::{Done, Error};
+pub use version::Version;
 
 use crate::oci::Repository;
 
@@ -25,6 +30,27 @@ pub struct Config {
     pub resolve_tags: bool,
     /// By what the targets know this node's containerd. Files with it are for root alone.
     pub token: Option<Token>,
+    /// Which containerd reads the files; None: unknown, and they are written as for 1.x.
+    pub containerd: Option<Version>,
+    /// Addresses of this node that cannot be seen from here, as in a pod with a network of its own.
+    pub node_ips: Vec<IpAddr>,
+}
+
+impl Config {
+    /// Host tables of each file, in order.
+    fn entries(&self) -> Vec<toml::Entry> {
+        again::entries(&self.targets, self.containerd.as_ref(), |target| {
+            again::is_own(target, &self.node_ips)
+        })
+    }
+
+    /// How many entries there are at which containerd is told to ask again, in each file.
+    pub fn again(&self) -> usize {
+        let entries = self.entries().into_iter();
+        entries
+            .filter(|entry| matches!(entry, toml::Entry::Again(_)))
+            .count()
+    }
 }
 
 /// A request header that containerd sends to every target. The value is plain hexadecimal.
@@ -37,11 +63,12 @@ pub struct Token {
 /// Puts the targets in front of the registries. What was in the directory before us is kept for [`cleanup`]; repeating
 /// this is harmless.
 pub fn configure(config: &Config) -> Result<Vec<Done>, Error> {
+    let entries = config.entries();
     let files = config.registries.iter().map(|registry| certs_d::Wanted {
         directory: registry.directory().to_string(),
         text: toml::render(
             registry,
-            &config.targets,
+            &entries,
             config.resolve_tags,
             config.token.as_ref(),
         ),
@@ -244,6 +271,29 @@ impl Targets {
     /// The URLs, in order.
     pub fn urls(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(Target::to_string)
+    }
+}
+
+impl Target {
+    /// None for a name.
+    fn ip(&self) -> Option<IpAddr> {
+        let host = self.without_port();
+        match host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']')) {
+            Some(v6) => v6.parse().ok().map(IpAddr::V6),
+            None => host.parse().ok().map(IpAddr::V4),
+        }
+    }
+
+    /// The one name that no resolver is to be asked for (RFC 6761, section 6.3).
+    fn is_localhost(&self) -> bool {
+        self.without_port().eq_ignore_ascii_case("localhost")
+    }
+
+    fn without_port(&self) -> &str {
+        match self.host.rsplit_once(':') {
+            Some((host, _)) if !self.host.ends_with(']') => host,
+            _ => &self.host,
+        }
     }
 }
 
@@ -465,6 +515,48 @@ mod tests {
 
             assert_eq!(targets.urls().collect::<Vec<_>>(), [url]);
         }
+    }
+
+    #[test]
+    fn an_upgrade_of_containerd_rewrites_the_files_once_and_the_cleanup_knows_nothing_of_it() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let foreign = root.path().join("ghcr.io/hosts.toml");
+        std::fs::create_dir(root.path().join("ghcr.io")).expect("mkdir");
+        std::fs::write(&foreign, "server = \"https://mine\"\n").expect("write");
+        let ours = root.path().join("_default/hosts.toml");
+        let at = |containerd: Option<&str>| Config {
+            directory: root.path().to_path_buf(),
+            registries: vec![Registry::Every],
+            targets: Targets::list(&["http://127.0.0.1:30020"]).expect("targets"),
+            resolve_tags: true,
+            token: None,
+            containerd: containerd.map(|text| text.parse().expect("a version")),
+            node_ips: Vec::new(),
+        };
+        let tables = || {
+            let text = std::fs::read_to_string(&ours).expect("ours");
+            toml::urls(&text).expect("tables").len()
+        };
+
+        configure(&at(Some("1.7.24"))).expect("configure");
+        assert_eq!(tables(), 1);
+
+        let upgraded = at(Some("2.1.9"));
+        assert_eq!(upgraded.again(), 3);
+        let done = configure(&upgraded).expect("configure");
+        assert_eq!(done, [Done::Written(ours.clone())]);
+        assert_eq!(tables(), 4);
+        let done = configure(&upgraded).expect("configure");
+        assert_eq!(done, [Done::Unchanged(ours.clone())]);
+
+        let done = configure(&at(None)).expect("configure");
+        assert_eq!(done, [Done::Written(ours.clone())]);
+        assert_eq!(tables(), 1);
+
+        cleanup(root.path()).expect("cleanup");
+        assert!(!ours.exists());
+        let restored = std::fs::read_to_string(&foreign).expect("theirs");
+        assert_eq!(restored, "server = \"https://mine\"\n");
     }
 
     #[test]

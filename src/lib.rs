@@ -16,7 +16,7 @@
 //! ───────────┼────────┼────┬─┴──────┬─────────────────────
 //!            │     routing │     content                   SEAMS     two traits: what we need of the world
 //!            │        ▲    │        ▲
-//!          hosts     kad   │    containerd, layout         ADAPTERS  one foreign thing each
+//!   hosts, inflight  kad   │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
 //!    beside the stack: metrics, node_token, private_file, readiness, server, shutdown, telemetry
@@ -33,6 +33,7 @@ pub mod commands;
 pub mod config;
 pub mod content;
 pub mod hosts;
+pub mod inflight;
 pub mod metrics;
 pub mod mirror;
 pub mod node_token;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -133,10 +134,13 @@ fn app_config(config: config::Registry) -> app::Config {
             data_dir: config.data_dir,
             bootstrap: Some(bootstrap),
             resolve_timeout: config.mirror_resolve_timeout,
+            zone: config.zone.clone(),
         },
         mirror: mirror::Config {
+            zone: config.zone.as_deref().map(Arc::from),
             retries: config.mirror_resolve_retries as usize,
         },
+        in_flight_sharing: config.in_flight_sharing,
         mirrored: config
             .mirrored_registries
             .iter()

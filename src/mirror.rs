@@ -6,6 +6,7 @@
 
 mod attempt;
 mod body;
+pub mod flight;
 mod scoreboard;
 mod search;
 mod select;
@@ -25,8 +26,11 @@ use tracing::info;
 use crate::metrics;
 use crate::oci::distribution::{ByteRange, MAX_MANIFEST, Span};
 use crate::oci::{Digest, Key, media_type};
-use crate::routing::{Peer, Router};
+use crate::routing::{Peer, PeerId, Router};
 use attempt::{Ask, PeerError};
+use body::Sources;
+use flight::boarding::Boarding;
+use flight::{Flight, Puller};
 use scoreboard::Scoreboard;
 use search::{Delivery, Search};
 
@@ -38,6 +42,20 @@ pub struct Config {
     /// How many peers may fail to deliver before a request goes upstream. Those that refuse or do not have it answer
     /// at once and are not counted.
     pub retries: usize,
+    /// Where this node stands, if it has been said.
+    pub zone: Option<Arc<str>>,
+}
+
+/// Whether nodes that pull the same content at once share what one of them is getting from the registry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InFlightSharing {
+    /// Unless that is slower than the registry itself.
+    #[default]
+    Auto,
+    /// Even then: fewest bytes leave the registry.
+    Always,
+    /// Each node gets from the registry what no other has whole.
+    Off,
 }
 
 /// Fetches what this node lacks. Cloneable.
@@ -47,6 +65,8 @@ pub struct Mirror {
     scoreboard: Scoreboard,
     /// Keys that no peer brings, although some hold them, and until when that is remembered.
     hopeless: Arc<Mutex<HashMap<Key, Instant>>>,
+    /// None: what nobody holds is left to the registry.
+    flight: Option<Flight>,
     config: Config,
     metrics: Metrics,
 }
@@ -87,6 +107,7 @@ pub struct Wanted {
     pub key: Key,
     /// As containerd asked for it: `/v2/…?ns=…`.
     pub path_and_query: String,
+    pub puller: Puller,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +127,12 @@ pub enum FetchError {
     /// Those who hold it have just failed to bring it in any useful time: upstream will.
     #[error("peers have lately brought {0} too slowly")]
     Hopeless(Key),
+    /// Nobody holds it, and of those who want it now this node is the one to get it from the registry.
+    #[error("{0} is for this node to get from the registry, and others follow")]
+    Lead(Key),
+    /// Somebody else will get it, later: containerd will ask again.
+    #[error("{0} is for somebody else to get from the registry, later: containerd asks again")]
+    Later(Key),
     /// Holders say that the range lies beyond the end.
     #[error("{key} has no such range")]
     NotSatisfiable { key: Key, total: Option<u64> },
@@ -135,8 +162,17 @@ impl Mirror {
             router,
             scoreboard: Scoreboard::default(),
             hopeless: Arc::default(),
+            flight: None,
             config,
             metrics,
+        }
+    }
+
+    /// Content that nobody holds is shared with those who want it in the same moment.
+    pub fn with_flight(self, flight: Flight) -> Self {
+        Self {
+            flight: Some(flight),
+            ..self
         }
     }
 
@@ -150,17 +186,36 @@ impl Mirror {
             method: Method::GET,
             path_and_query: wanted.path_and_query,
             range,
+            growing: None,
         };
         if self.is_hopeless(&wanted.key) {
             return Err(FetchError::Hopeless(wanted.key));
         }
-        let mut search = Search::new(self.clone(), wanted.key);
-        let delivery = search.deliver(&ask).await?;
-        let (span, total) = (delivery.answer.span, delivery.answer.total);
+        let mut sources = self.sources(wanted.key, &wanted.puller).await?;
+        let source = sources.deliver(&ask).await?;
+        let answer = &source.delivery.answer;
+        let (span, total) = (answer.span, answer.total);
         Ok(Fetched {
             span,
             total,
-            body: body::unbroken(search, ask.path_and_query, delivery),
+            body: body::unbroken(sources, ask.path_and_query, source),
+        })
+    }
+
+    /// Those who hold `key`, and those who are getting it.
+    async fn sources(&self, key: Key, puller: &Puller) -> Result<Sources, FetchError> {
+        let boarding = match (&key, &self.flight) {
+            (Key::Content(digest), Some(flight)) if flight.is_on() => {
+                if flight.leads_just_now(digest) {
+                    return Err(FetchError::Lead(key));
+                }
+                Boarding::begin(self, digest, puller).await
+            }
+            _ => None,
+        };
+        Ok(Sources {
+            search: Search::new(self.clone(), key),
+            boarding,
         })
     }
 
@@ -184,6 +239,7 @@ impl Mirror {
             method: Method::HEAD,
             path_and_query: wanted.path_and_query,
             range: None,
+            growing: None,
         };
         let delivery = Search::new(self.clone(), wanted.key).deliver(&ask).await?;
         Ok(delivery.answer.total)
@@ -191,6 +247,9 @@ impl Mirror {
 
     /// A manifest by digest. What does not have the digest is not taken, and the next peer is asked.
     pub async fn manifest(&self, wanted: Wanted, digest: &Digest) -> Result<Manifest, FetchError> {
+        if let Some(flight) = &self.flight {
+            flight.asked_for_manifest(&wanted.puller.image, digest);
+        }
         let is_it = |bytes: &[u8]| digest.verifies(bytes).then(|| digest.clone());
         self.manifest_that(wanted, is_it).await
     }
@@ -200,6 +259,13 @@ impl Mirror {
     pub async fn tagged_manifest(&self, wanted: Wanted) -> Result<Manifest, FetchError> {
         let is_one = |bytes: &[u8]| media_type::of_manifest(bytes).map(|_| Digest::sha256(bytes));
         self.manifest_that(wanted, is_one).await
+    }
+
+    fn is_distrusted(&self, peer: &PeerId, key: &Key) -> bool {
+        match (&self.flight, key) {
+            (Some(flight), Key::Content(digest)) => flight.is_distrusted(peer, digest),
+            _ => false,
+        }
     }
 
     fn is_hopeless(&self, key: &Key) -> bool {
@@ -228,15 +294,22 @@ impl Mirror {
             method: Method::GET,
             path_and_query: wanted.path_and_query,
             range: None,
+            growing: None,
         };
-        let mut search = Search::new(self.clone(), wanted.key);
+        let mut sources = self.sources(wanted.key, &wanted.puller).await?;
         loop {
-            let mut delivery = search.deliver(&ask).await?;
-            let content_type = delivery.answer.content_type.take();
-            let error = match whole(&mut delivery, search.deadline).await {
+            let mut source = sources.deliver(&ask).await?;
+            let content_type = source.delivery.answer.content_type.take();
+            // Of one that is being fetched elsewhere the first byte comes late, and with it all others.
+            let deadline = match source.growing {
+                Some(_) => Instant::now() + attempt::GIVE_UP,
+                None => sources.search.deadline,
+            };
+            let error = match whole(&mut source.delivery, deadline).await {
                 Ok(bytes) => match digest_of(&bytes) {
                     Some(digest) => {
-                        self.scoreboard.delivered(&delivery.peer.id, Instant::now());
+                        let peer = &source.delivery.peer.id;
+                        self.scoreboard.delivered(peer, Instant::now());
                         return Ok(Manifest {
                             bytes,
                             digest,
@@ -247,7 +320,7 @@ impl Mirror {
                 },
                 Err(e) => e,
             };
-            search.failed(&delivery.peer, error);
+            sources.failed(&source, error);
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod access;
 mod blob;
 mod error;
+mod growing;
 mod manifest;
 pub mod uploads;
 
@@ -27,10 +28,13 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 
 use crate::content::{ContentStore, StoreError};
+use crate::inflight::{Inflight, Uplink};
+use crate::mirror::flight::Puller;
 use crate::mirror::{Mirror, Wanted};
 use crate::node_token::{self, Caller, NodeToken};
-use crate::oci::distribution::{MIRRORED, OCI_NAMESPACE, Resource};
+use crate::oci::distribution::{AGAIN, GROWING, MIRRORED, OCI_NAMESPACE, Resource};
 use crate::readiness::Readiness;
+use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
 use access::{Access, Source};
 use error::{Error, Miss};
@@ -48,6 +52,10 @@ pub struct Registry {
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<Arc<NodeToken>>,
     pub uploads: Uploads,
+    /// What containerd is still writing here, for peers that would take it.
+    pub inflight: Inflight,
+    /// Who of them is taking it.
+    pub uplink: Uplink,
 }
 
 /// All routes of the registry port.
@@ -99,10 +107,13 @@ struct Asked {
     range: Option<String>,
     is_head: bool,
     from_peer: bool,
+    /// How long a peer would wait for what is still being written here. None: it wants what is whole.
+    growing: Option<Duration>,
     /// Where it came from, as the socket says.
     remote: Option<IpAddr>,
     /// Whether it is this node's containerd that asks.
     is_ours: bool,
+    puller: Puller,
 }
 
 /// An answer, whose source the access line will tell.
@@ -166,6 +177,7 @@ impl Registry {
         Ok(Wanted {
             key: asked.resource.key().ok_or(Miss::NoKey)?,
             path_and_query: asked.path_and_query.clone(),
+            puller: asked.puller.clone(),
         })
     }
 
@@ -194,14 +206,27 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
         .find(|(name, _)| name == "ns")
         .map(|(_, value)| value.into_owned())
         .filter(|ns| !ns.is_empty());
+    let is_head = parts.method == Method::HEAD;
     let path = parts.uri.path();
+    let (may_ask_again, path) = match after_again(path) {
+        Some(rest) => (true, rest),
+        None => (false, path),
+    };
     let below = path.strip_prefix("/v2/").ok_or_else(|| Error::path(path))?;
+    let image = below.rsplitn(3, '/').nth(2).unwrap_or_default();
+    let user_agent = parts.headers.get(header::USER_AGENT);
+    let user_agent = user_agent.map_or(&b""[..], HeaderValue::as_bytes);
+    let puller = Puller {
+        image: format!("{}/{image}", ns.as_deref().unwrap_or_default()),
+        generation: generation_of(user_agent),
+        may_ask_again,
+    };
     Ok(Asked {
         resource: Resource::parse(below, ns.as_deref()).map_err(Error::Path)?,
-        path_and_query: parts
-            .uri
-            .path_and_query()
-            .map_or_else(|| path.to_string(), ToString::to_string),
+        path_and_query: match parts.uri.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path.to_string(),
+        },
         ns,
         // Without validators of ours no condition can hold, and then the whole is sent (RFC 9110, section 13.1.5).
         range: parts
@@ -210,14 +235,44 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
             .filter(|_| !parts.headers.contains_key(header::IF_RANGE))
             .and_then(|range| range.to_str().ok())
             .map(str::to_string),
-        is_head: parts.method == Method::HEAD,
+        is_head,
         from_peer,
+        // Our own containerd never gets what it is writing itself: it would wait for its own end.
+        growing: parts
+            .headers
+            .get(GROWING)
+            .filter(|_| from_peer && !is_head)
+            .and_then(|growing| growing.to_str().ok()?.parse().ok())
+            .map(Duration::from_millis),
         remote: parts
             .extensions
             .get::<ConnectInfo<SocketAddr>>()
             .map(|ConnectInfo(remote)| remote.ip()),
         is_ours,
+        puller,
     })
+}
+
+/// What follows `/again/<n>`: hosts.toml lists us several times for containerd 2.x, and whoever asks at one of these will
+/// ask at the next if the answer is 404.
+fn after_again(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix(AGAIN)?.strip_prefix('/')?;
+    let slash = rest.find('/')?;
+    let (number, rest) = rest.split_at(slash);
+    number.bytes().all(|b| b.is_ascii_digit()).then_some(rest)
+}
+
+/// Which containerd asks: `containerd/1.7.24~ds1`, `containerd/2.1.9+unknown`. Nobody else minds being taken for a 1.x.
+fn generation_of(user_agent: &[u8]) -> Generation {
+    let major = user_agent
+        .strip_prefix(b"containerd/")
+        .or(user_agent.strip_prefix(b"containerd/v"))
+        .and_then(|version| version.split(|b| *b == b'.').next())
+        .and_then(|major| std::str::from_utf8(major).ok()?.parse::<u32>().ok());
+    match major {
+        Some(2..) => Generation::Two,
+        _ => Generation::One,
+    }
 }
 
 /// What this node holds, unless its containerd or its disk does not answer: then it is as good as not held.

@@ -1,10 +1,13 @@
 //! Who in the cluster holds what: the seam between the flows and the DHT.
 
 pub mod bootstrap;
+pub mod flight;
 pub mod kad;
+pub mod messenger;
+pub mod rendezvous;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -59,4 +62,27 @@ impl fmt::Display for PeerId {
 pub struct Peer {
     pub id: PeerId,
     pub registry: Vec<SocketAddr>,
+    /// Where it stands, in the operator's words, such as a data centre's name; None where it has not said.
+    pub zone: Option<Arc<str>>,
+}
+
+/// Whether somebody at `by` may send this node to `ip`: to nobody who is no node, and to this machine only if `by` is on
+/// it, too.
+pub fn may_be_peer(ip: IpAddr, by: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let is_link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !ip.is_unspecified()
+        && !ip.is_multicast()
+        && !is_link_local
+        && (!ip.is_loopback() || by.to_canonical().is_loopback())
+}
+
+impl Peer {
+    /// Whether it is known to stand in another zone than `zone`.
+    pub fn is_far_from(&self, zone: Option<&str>) -> bool {
+        matches!((self.zone.as_deref(), zone), (Some(its), Some(zone)) if its != zone)
+    }
 }

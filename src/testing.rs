@@ -4,6 +4,7 @@
 
 pub mod conformance;
 pub mod content;
+pub mod ingest;
 pub mod peer;
 pub mod router;
 

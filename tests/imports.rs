@@ -80,7 +80,11 @@ const RULES: &[(&str, &[&[&str]])] = &[
     ("mirror", &[SEAMS, &["inflight"], WORDS, BESIDE]),
     ("advertise", &[SEAMS, &["inflight"], WORDS, BESIDE]),
     //
-    ("registry", &[FLOWS, SEAMS, &["hosts"], WORDS, BESIDE]),
+    // It serves peers what containerd is still writing.
+    (
+        "registry",
+        &[FLOWS, SEAMS, &["hosts", "inflight"], WORDS, BESIDE],
+    ),
     ("admin", &[FLOWS, SEAMS, &["hosts"], WORDS, BESIDE]),
     ("doctor", &[FLOWS, SEAMS, &["hosts"], WORDS, BESIDE]),
     //

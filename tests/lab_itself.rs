@@ -6,8 +6,10 @@ mod lab;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use hyper::Method;
 use lab::dns::PEERS;
 use lab::process::{cgroups_of, eventually, output, processes};
+use lab::proxy::Rule;
 use lab::{Direction, ImageSpec, NodeOptions, lab_or_skip};
 
 /// The CRI follows events, the removal of blobs is containerd's garbage collection: both are done within 2.5 s.
@@ -199,4 +201,96 @@ async fn the_same_seed_makes_the_same_image() {
 
     assert_eq!(one.top().digest, two.top().digest);
     assert_ne!(one.layers[0].digest, other.layers[0].digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_before_the_registry_is_late_refuses_and_spoils_as_told() {
+    const LATE: Duration = Duration::from_millis(300);
+    let lab = lab_or_skip!();
+    let spec = ImageSpec::new("test/a").layers([1 << 20, 1 << 20]);
+    let image = lab.push(spec).await.unwrap();
+    let refused = lab.node(NodeOptions::default()).await.unwrap();
+    let other = lab.node(NodeOptions::default()).await.unwrap();
+    let registry: SocketAddr = lab.registry.host().parse().unwrap();
+    let (first, second) = (&image.layers[0], &image.layers[1]);
+    let rules = [
+        Rule::Late(LATE),
+        Rule::Unauthorized {
+            client: refused.ip().into(),
+            digests: vec![first.digest.clone()],
+        },
+        Rule::Corrupt {
+            digest: second.digest.clone(),
+        },
+    ];
+    lab.registry.front(rules.to_vec()).await.unwrap();
+    let get = async |node: &lab::Node, digest: &str| {
+        let path = format!("/v2/{}/blobs/{digest}", image.name());
+        let begun = Instant::now();
+        let answer = node.http(registry, Method::GET, &path, &[]).await.unwrap();
+        (answer, begun.elapsed())
+    };
+
+    let (answer, took) = get(&refused, &first.digest).await;
+    assert_eq!(answer.status, 401);
+    assert!(took >= LATE, "{took:?}");
+    let (answer, took) = get(&other, &first.digest).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.body, std::fs::read(&first.file).unwrap());
+    assert!(took >= LATE, "{took:?}");
+    let (answer, _) = get(&refused, &second.digest).await;
+    let right = std::fs::read(&second.file).unwrap();
+    assert_eq!(answer.body[0], right[0] ^ 1);
+    assert_eq!(answer.body[1..], right[1..]);
+    let served = lab.registry.served().await.unwrap();
+    assert_eq!(served.bytes_to(other.ip()), first.size);
+    assert_eq!(served.bytes_to(refused.ip()), second.size);
+    assert!(refused.cri_pull(&image.reference()).await.is_err());
+
+    lab.registry.unfront().await.unwrap();
+    // Not the refused one: its containerd keeps the spoilt bytes for a moment and would fail by them once more.
+    other.cri_pull(&image.reference()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_whose_memory_is_too_small_for_an_image_cannot_pull_it() {
+    let lab = lab_or_skip!();
+    let image = lab
+        .push(ImageSpec::new("test/a").layers([4 << 20]))
+        .await
+        .unwrap();
+    let options = |bytes| NodeOptions {
+        root_in_memory: Some(bytes),
+        ..NodeOptions::default()
+    };
+    let small = lab.node(options(3 << 20)).await.unwrap();
+    let large = lab.node(options(64 << 20)).await.unwrap();
+    let root = large.dir().join("root");
+
+    let full = small.cri_pull(&image.reference()).await.unwrap_err();
+    assert!(format!("{full:#}").contains("no space left"), "{full:#}");
+    large.cri_pull(&image.reference()).await.unwrap();
+
+    drop(large);
+    let left = std::fs::read_dir(&root).unwrap().count();
+    assert_eq!(left, 0, "the memory is given back");
+}
+
+#[tokio::test]
+async fn two_nodes_that_were_cut_off_still_reach_the_registry() {
+    let lab = lab_or_skip!();
+    let one = lab.node(NodeOptions::default()).await.unwrap();
+    let two = lab.node(NodeOptions::default()).await.unwrap();
+    let three = lab.node(NodeOptions::default()).await.unwrap();
+    let registry: SocketAddr = lab.registry.host().parse().unwrap();
+    let at_two = SocketAddr::from((two.ip(), 7000));
+    let _listener = two.netns().listen(at_two).await.unwrap();
+    one.netns().connect(at_two).await.unwrap();
+
+    one.cut_off(&two).unwrap();
+
+    assert!(one.netns().connect(at_two).await.is_err());
+    three.netns().connect(at_two).await.unwrap();
+    one.netns().connect(registry).await.unwrap();
+    two.netns().connect(registry).await.unwrap();
 }

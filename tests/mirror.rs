@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
+use peili::mirror::flight::Puller;
 use peili::mirror::{self, FetchError, Fetched, Mirror, Wanted};
 use peili::oci::distribution::{ByteRange, Span};
 use peili::oci::{Digest, Key};
 use peili::routing::Router;
+use peili::routing::rendezvous::Generation;
 use peili::testing::noise;
 use peili::testing::peer::FakePeer;
 use peili::testing::router::{FakeRouter, FakeSwarm};
@@ -28,7 +30,10 @@ impl World {
     fn new() -> Self {
         let swarm = FakeSwarm::new();
         let router = swarm.join("192.0.2.1:5000".parse().unwrap());
-        let config = mirror::Config { retries: 3 };
+        let config = mirror::Config {
+            retries: 3,
+            zone: None,
+        };
         let metrics = mirror::Metrics::new(&prometheus::Registry::new());
         let blob = noise(SIZE, 1);
         Self {
@@ -50,6 +55,11 @@ impl World {
         Wanted {
             key: self.key.clone(),
             path_and_query: format!("/v2/app/blobs/{}?ns=registry.test", self.key),
+            puller: Puller {
+                image: "registry.test/app".to_string(),
+                generation: Generation::One,
+                may_ask_again: false,
+            },
         }
     }
 

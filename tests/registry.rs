@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peili::inflight::{Inflight, Uplink};
 use peili::mirror::{self, Mirror};
 use peili::node_token::{self, NodeToken};
 use peili::oci::{Digest, ImageName, Key, TagName};
@@ -57,7 +58,10 @@ impl Node {
             store: Arc::new(store.clone()),
             mirror: Mirror::new(
                 Arc::new(router.clone()),
-                mirror::Config { retries: 3 },
+                mirror::Config {
+                    retries: 3,
+                    zone: None,
+                },
                 mirror::Metrics::new(&metrics),
             ),
             readiness: readiness.clone(),
@@ -66,6 +70,8 @@ impl Node {
                 .map(|hosts| Arc::new(hosts.iter().map(|host| (*host).to_string()).collect())),
             token: token.map(Arc::new),
             uploads: Uploads::new(uploads),
+            inflight: Inflight::off(),
+            uplink: Uplink::default(),
         });
         let shutdown = Shutdown::new();
         shutdown.spawn(server.run(routes, shutdown.clone()));

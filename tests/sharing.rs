@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use futures::future::{join_all, try_join_all};
 use lab::process::eventually;
 use lab::{Direction, Image, ImageSpec, Lab, Node, NodeOptions, PeiliOptions, lab_or_skip};
+use peili::oci::Digest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// What users wait for: another node finds what is new within this time, and no longer finds what is gone. It takes a
 /// fifth of that on an idle machine.
@@ -169,6 +171,71 @@ async fn what_comes_and_goes_is_known_to_another_node_soon() {
     .unwrap();
 }
 
+/// The head of the answer to a peer that takes what grows, and the connection behind it.
+async fn growing(node: &Node, path: &str) -> (String, TcpStream) {
+    let registry = node.peili().registry();
+    let mut stream = node.netns().connect(registry).await.unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {registry}\r\nconnection: close\r\n\
+         x-spegel-mirrored: true\r\nx-peili-growing: 1000\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    (String::from_utf8(head).unwrap(), stream)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_gets_a_layer_while_containerd_is_writing_it() {
+    let lab = lab_or_skip!();
+    // Some two seconds for the layer.
+    lab.shape_registry(Some(20 * MIB), Direction::Up).unwrap();
+    for (seed, options) in [
+        (1, PeiliOptions::default()),
+        (2, PeiliOptions::default().in_a_pod()),
+    ] {
+        let node = lab.node(NodeOptions::default()).await.unwrap();
+        // What a pod mounts must be there: 1.7 and 2.x make their content directory with the first blob.
+        let first = ImageSpec::new("test/first:v1").layers([1000]);
+        node.import(&lab.make(first).await.unwrap()).await.unwrap();
+        node.start_peili_with(&options).await.unwrap();
+        let spec = ImageSpec::new(&format!("test/growing:v{seed}")).seed(seed);
+        let image = lab.push(spec.layers([40 * MIB])).await.unwrap();
+        let layer = &image.layers[0];
+        let reference = image.reference();
+
+        let (pulled, ()) = tokio::join!(node.cri_pull(&reference), async {
+            let path = blob_path(&image, &layer.digest);
+            let (head, mut stream) = eventually("the layer's beginning", AT_ALL, async || {
+                let (head, stream) = growing(&node, &path).await;
+                let has_begun = head.starts_with("HTTP/1.1 200 ");
+                Ok(has_begun.then_some((head, stream)))
+            })
+            .await
+            .unwrap();
+            assert!(!node.holds(&layer.digest), "it is not whole when it begins");
+            let length = format!("content-length: {}\r\n", layer.size);
+            assert!(head.contains(&length), "{head}");
+            let begun = Instant::now();
+            let mut body = Vec::new();
+            stream.read_to_end(&mut body).await.unwrap();
+            let took = begun.elapsed();
+            assert_eq!(Digest::sha256(&body).as_str(), layer.digest);
+            // A layer that was whole would be here in a tenth of that.
+            assert!(took > Duration::from_secs(1), "as it was written: {took:?}");
+        });
+
+        pulled.unwrap();
+        assert!(node.holds(&layer.digest));
+        let served = lab.registry.served().await.unwrap();
+        assert_eq!(served.bytes_of(&layer.digest), layer.size, "once");
+        let relayed = node.metric("peili_relayed_bytes_total", &[]).await.unwrap();
+        assert_eq!(relayed as u64, layer.size);
+    }
+}
+
 /// An image with one layer of 300 MiB on some nodes, whose links are slow enough that something can happen meanwhile.
 async fn big_image_on(lab: &Lab, holders: &[Node]) -> Image {
     let spec = ImageSpec::new("test/big:v1").layers([300 * MIB]);
@@ -325,7 +392,12 @@ async fn only_the_nodes_own_containerd_has_its_token() {
     let with_token = ["--data-dir", &data_dir];
     puller
         .peili()
-        .configure(puller.netns(), &certs_d, &lab.registry.host(), &with_token)
+        .configure(
+            puller.netns(),
+            puller.containerd(),
+            &lab.registry.host(),
+            &with_token,
+        )
         .await
         .unwrap();
 

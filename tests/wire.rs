@@ -128,6 +128,7 @@ impl Go {
         Peer {
             id: peili::routing::PeerId::new(self.me.id.clone()),
             registry: vec![SocketAddr::new(ip.unwrap().into(), REGISTRY)],
+            zone: None,
         }
     }
 }
@@ -276,7 +277,7 @@ async fn go_and_peili_find_what_the_other_holds() {
             |answer| (!answer.protocols.is_empty()).then(|| answer.protocols.clone()),
         )
         .await;
-    for protocol in ["/spegel/kad/1.0.0", "/peili/leave/1"] {
+    for protocol in ["/spegel/kad/1.0.0", "/peili/leave/1", "/peili/flight/1"] {
         assert!(speaks.iter().any(|p| p == protocol), "{speaks:?}");
     }
     peilis.0[1].kad.advertise(vec![key.clone()]).await.unwrap();

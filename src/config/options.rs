@@ -188,6 +188,28 @@ pub(super) struct RawRegistry {
     #[arg(long, env = "MAX_UPLOADS", default_value = "64", value_name = "NUMBER")]
     pub(super) max_uploads: String,
 
+    /// Whether nodes that pull the same image at once share what one of them is getting from the registry, so that it is
+    /// asked once and not by each. auto: unless that is slower than the registry itself. always: even then, which saves
+    /// the most bytes, for metered or rate-limited registries. off: each asks for what nobody has yet.
+    #[arg(
+        long,
+        env = "IN_FLIGHT_SHARING",
+        default_value = "auto",
+        value_name = "auto|always|off"
+    )]
+    pub(super) in_flight_sharing: String,
+
+    /// Where this node stands, such as a data centre's name; peers in the same zone are preferred. Default: unknown,
+    /// and round trips decide.
+    #[arg(
+        long,
+        env = "ZONE",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
+    pub(super) zone: String,
+
     /// Addresses under which peers reach this node. Default: those of the variable POD_IPS, else that of the
     /// default route. Loopback is announced only when it is named here.
     #[arg(long, env = "ADVERTISE_ADDR", value_delimiter = ',', num_args = 0.., value_name = "IP")]
@@ -238,6 +260,29 @@ pub(super) struct RawConfiguration {
         value_name = "PATH"
     )]
     pub(super) data_dir: String,
+
+    /// Which containerd reads the files, such as 1.7 or 2.1.9; auto: it is asked at its socket. 2.x is given each target
+    /// that is this node's own (loopback, an address of this machine, or one in the variable NODE_IP) four times, so that
+    /// it can be told to ask again, and other layers come first, while another node is still fetching. Where the version
+    /// is unknown the files are as for 1.x, and every pull works; but 2.x nodes that pull the same image at once take
+    /// parts of it from the registry more than once. After an upgrade of containerd to 2.x, run this again.
+    #[arg(
+        long,
+        env = "CONTAINERD_VERSION",
+        default_value = "auto",
+        value_name = "VERSION|auto"
+    )]
+    pub(super) containerd_version: String,
+
+    /// containerd's socket, for --containerd-version=auto. Not there, or silent for 2 s: a warning, and the files are
+    /// written as for 1.x.
+    #[arg(
+        long,
+        env = "CONTAINERD_SOCK",
+        default_value = "/run/containerd/containerd.sock",
+        value_name = "PATH"
+    )]
+    pub(super) containerd_sock: String,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! Reads values and goes on after a mistake, so that all are reported at once: with flag, variable, value, reason and cure.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use super::options::RawDirectory;
 use super::value::{self, ListenAddr};
 use super::{Refusal, USAGE};
 use crate::hosts;
+use crate::routing::kad::MAX_ZONE;
 
 /// Why a value cannot be used, and what to write instead.
 pub(super) type Refused = (String, String);
@@ -35,6 +37,21 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, Refused> {
     } else {
         refuse("is not an absolute path", "begin it with /")
     }
+}
+
+/// A name that peers are told beside other words, which a semicolon parts.
+pub(super) fn zone(text: &str) -> Result<String, Refused> {
+    let cure = "write a short name, such as eu-west-1a";
+    if text.len() > MAX_ZONE {
+        return refuse(format!("is longer than {MAX_ZONE} bytes"), cure);
+    }
+    if text.contains(';') {
+        return refuse("has a semicolon in it", cure);
+    }
+    if text.contains(char::is_control) {
+        return refuse("has a control character in it", cure);
+    }
+    Ok(text.to_string())
 }
 
 /// The values of a list. An empty variable is a list of one empty value for clap and of none for us.
@@ -117,6 +134,30 @@ impl Reader {
 
     pub(super) fn listen(&mut self, flag: &str, text: &str) -> Option<ListenAddr> {
         self.read(flag, text, listen_addr)
+    }
+
+    pub(super) fn socket(&mut self, text: &str) -> Option<PathBuf> {
+        self.read("containerd-sock", text, |text| {
+            absolute(text.strip_prefix("unix://").unwrap_or(text))
+        })
+    }
+
+    /// The addresses in a variable that no option stands for: Kubernetes fills it, parted by commas.
+    pub(super) fn variable(&mut self, name: &str, cure: &str) -> Vec<IpAddr> {
+        let value = std::env::var(name).unwrap_or_default();
+        let mut addresses = Vec::new();
+        for text in value.split(',').map(str::trim).filter(|t| !t.is_empty()) {
+            match text.parse() {
+                Ok(ip) => addresses.push(ip),
+                Err(_) => self.mistakes.push(Mistake {
+                    name: name.to_string(),
+                    value: text.to_string(),
+                    reason: "is not an IP address".to_string(),
+                    cure: cure.to_string(),
+                }),
+            }
+        }
+        addresses
     }
 
     pub(super) fn directory(&mut self, raw: &RawDirectory) -> Option<PathBuf> {

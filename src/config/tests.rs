@@ -49,6 +49,8 @@ fn the_daemons_defaults_are_spegels() {
             mirror_resolve_timeout: Duration::from_millis(20),
             mirror_resolve_retries: 3,
             max_uploads: 64,
+            in_flight_sharing: InFlightSharing::Auto,
+            zone: None,
             mirrored_registries: vec![hosts::Registry::Every],
             advertise_addrs: Vec::new(),
             shutdown_grace_period: Duration::from_secs(30),
@@ -86,6 +88,78 @@ fn resolve_tags_is_true_bare_and_by_default() {
             panic!("{words}");
         };
         assert!(config.hosts.resolve_tags, "{words}");
+    }
+}
+
+#[test]
+fn containerds_version_is_asked_for_unless_it_is_said() {
+    let configuration = |words: &str| {
+        let words = format!("configuration --mirror-targets http://a {words}");
+        match command(&words) {
+            Command::Configuration(config) => config,
+            other => panic!("{words}: {other:?}"),
+        }
+    };
+    for (words, socket) in [
+        ("", "/run/containerd/containerd.sock"),
+        (
+            "--containerd-version auto",
+            "/run/containerd/containerd.sock",
+        ),
+        (
+            "--containerd-sock unix:///run/k3s/containerd.sock",
+            "/run/k3s/containerd.sock",
+        ),
+    ] {
+        let socket = socket.into();
+        assert_eq!(
+            configuration(words).containerd,
+            ContainerdVersion::Asked { socket },
+            "{words}"
+        );
+    }
+    for version in ["1.7", "2.1.9"] {
+        assert_eq!(
+            configuration(&format!("--containerd-version={version}")).containerd,
+            ContainerdVersion::Said(version.parse().expect("a version"))
+        );
+    }
+    let text = refused(
+        "configuration --mirror-targets http://a --containerd-version newest --containerd-sock x.sock",
+    );
+    for line in [
+        "  --containerd-version [CONTAINERD_VERSION] \"newest\" is no version of containerd: \
+         write it as 1.7 or 2.1.9, or auto to have containerd asked",
+        "  --containerd-sock [CONTAINERD_SOCK] \"x.sock\" is not an absolute path: begin it with /",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn the_node_that_a_pod_runs_on_is_known_by_its_variable() {
+    let words = "configuration --mirror-targets http://192.0.2.7:30020";
+    for (value, said) in [
+        (
+            "192.0.2.7, 2001:db8::7",
+            "node_ips: [192.0.2.7, 2001:db8::7]",
+        ),
+        ("", "node_ips: []"),
+        (
+            "node-7",
+            "NODE_IP \"node-7\" is not an IP address: take it from the pod's status.hostIP",
+        ),
+    ] {
+        let variables = [("NODE_IP", value), ("CONTAINERD_VERSION", "2.1")];
+        let found = with_env(&variables, words);
+
+        assert!(found.contains(said), "{found}");
+        let version = command(&format!("{words} --containerd-version 2.1"));
+        let Command::Configuration(Configuration { containerd, .. }) = version else {
+            panic!("another command");
+        };
+        let has_version = found.contains(&format!("{containerd:?}"));
+        assert_eq!(has_version, value != "node-7", "{found}");
     }
 }
 
@@ -191,6 +265,58 @@ fn a_layout_is_served_when_both_the_store_and_its_path_say_so() {
         assert!(text.contains(said), "{text}");
         assert!(text.starts_with("peili: one value"), "{text}");
     }
+}
+
+#[test]
+fn sharing_in_flight_and_the_zone_are_what_was_said() {
+    for (words, sharing, zone) in [
+        ("", InFlightSharing::Auto, None),
+        (
+            "--in-flight-sharing auto --zone=",
+            InFlightSharing::Auto,
+            None,
+        ),
+        (
+            "--in-flight-sharing always --zone eu-west-1a",
+            InFlightSharing::Always,
+            Some("eu-west-1a"),
+        ),
+        (
+            "--in-flight-sharing=off --zone Süd",
+            InFlightSharing::Off,
+            Some("Süd"),
+        ),
+    ] {
+        let registry = daemon(words);
+
+        assert_eq!(registry.in_flight_sharing, sharing, "{words}");
+        assert_eq!(registry.zone.as_deref(), zone, "{words}");
+    }
+}
+
+#[test]
+fn a_zone_that_others_could_not_read_is_refused_with_the_reason() {
+    let long = "x".repeat(129);
+    for (zone, reason) in [
+        ("a;b", "has a semicolon in it"),
+        ("a\u{7}b", "has a control character in it"),
+        (&long, "is longer than 128 bytes"),
+    ] {
+        let words = format!("registry --bootstrap-kind dns --dns-bootstrap-domain d --zone {zone}");
+        let said = format!("--zone [ZONE] {zone:?} {reason}: write a short name");
+        let text = refused(&words);
+        assert!(text.contains(&said), "{text}");
+    }
+    assert_eq!(
+        daemon(&format!("--zone {}", &long[1..])).zone.unwrap(),
+        long[1..]
+    );
+
+    let text =
+        refused("registry --bootstrap-kind dns --dns-bootstrap-domain d --in-flight-sharing=true");
+    let said = "--in-flight-sharing [IN_FLIGHT_SHARING] \"true\" is no way of sharing: \
+                write auto, always or off";
+    assert!(text.contains(said), "{text}");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod images;
 mod paths;
+mod version;
 mod watch;
 
 use std::fmt;
@@ -32,9 +33,11 @@ use tonic::{Code, Request, Status};
 use tower::service_fn;
 
 use super::{Blob, ContentStore, ReadRange, Snapshot, StoreError};
+use crate::inflight::ContentRoot;
 use crate::oci::{Digest, TagName};
 use crate::readiness::Readiness;
 use paths::Opened;
+pub use version::version;
 
 /// All images of a node arrive in one message; a thousand of them take about 1 MiB. containerd's own Go client allows
 /// this much (defaults.DefaultMaxRecvMsgSize).
@@ -65,8 +68,9 @@ struct Inner {
     /// Made anew when containerd did not answer: a connection that hangs does not end by itself.
     channel: RwLock<Channel>,
     namespace: MetadataValue<Ascii>,
-    /// What introspection said last; kept through a restart of containerd, so that blobs are served meanwhile.
-    learnt_root: RwLock<Option<PathBuf>>,
+    /// As configured, or what introspection said last; kept through a restart of containerd, so that blobs are served
+    /// meanwhile.
+    root: ContentRoot,
     readiness: Readiness,
 }
 
@@ -78,13 +82,22 @@ impl Containerd {
             .parse()
             .map_err(|_| ConfigError::Namespace(config.namespace.clone()))?;
         let channel = RwLock::new(channel(&config.socket));
+        let root = match &config.content_path {
+            Some(path) => ContentRoot::known(path.clone()),
+            None => ContentRoot::unknown(),
+        };
         Ok(Self(Arc::new(Inner {
             config,
             channel,
             namespace,
-            learnt_root: RwLock::new(None),
+            root,
             readiness,
         })))
+    }
+
+    /// The directory above `blobs/` and `ingest/`: known from the configuration, or as soon as containerd has said it.
+    pub fn content_root(&self) -> ContentRoot {
+        self.0.root.clone()
     }
 }
 
@@ -122,8 +135,7 @@ impl ContentStore for Containerd {
     }
 
     async fn open(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        let root = self.0.content_root().await;
-        match root {
+        match self.0.root().await {
             Ok(root) => match paths::open(&root, digest).await {
                 Ok(Opened::Blob(blob)) => Ok(Some(blob)),
                 Ok(Opened::Absent) => Ok(None),
@@ -190,23 +202,15 @@ impl Inner {
     }
 
     /// The directory above `blobs/` and `ingest/`: as configured, else as containerd said last, else as it says now.
-    async fn content_root(&self) -> Result<PathBuf, StoreError> {
-        if let Some(path) = &self.config.content_path {
-            return Ok(path.clone());
-        }
-        let learnt = self
-            .learnt_root
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        match learnt {
+    async fn root(&self) -> Result<PathBuf, StoreError> {
+        match self.root.get() {
             Some(root) => Ok(root),
-            None => self.learn_content_root().await,
+            None => self.learn_root().await,
         }
     }
 
     /// Asks introspection where the content plugin keeps its files (exports["root"], on containerd 1.6, 1.7 and 2.x).
-    async fn learn_content_root(&self) -> Result<PathBuf, StoreError> {
+    async fn learn_root(&self) -> Result<PathBuf, StoreError> {
         let request = PluginsRequest {
             filters: vec![r#"type=="io.containerd.content.v1""#.into()],
         };
@@ -227,10 +231,7 @@ impl Inner {
                 )
             })?
             .into();
-        *self
-            .learnt_root
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(root.clone());
+        self.root.set(root.clone());
         Ok(root)
     }
 

@@ -1,6 +1,15 @@
 //! Renders one `hosts.toml`, and tells whether one was rendered by us.
 
-use super::{Registry, Targets, Token};
+use super::{Registry, Token};
+
+/// One host table, by its URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Its 404 means "ask the next entry", which is ours as well. The path is complete.
+    Again(String),
+    /// Its 404 is a mirror's last word.
+    Last(String),
+}
 
 /// How every file of ours begins. It is how we know them again, so it must stay as it is.
 const MARKER: &str = "# Written by peili.";
@@ -9,10 +18,10 @@ const MARKER: &str = "# Written by peili.";
 /// request; containerd 1.6 and 1.7 ignore the key.
 const DIAL_TIMEOUT: &str = "200ms";
 
-/// `token` is sent to every target, as the header of that name.
+/// `token` is sent to every entry, as the header of that name.
 pub fn render(
     registry: &Registry,
-    targets: &Targets,
+    entries: &[Entry],
     resolve_tags: bool,
     token: Option<&Token>,
 ) -> String {
@@ -22,16 +31,24 @@ pub fn render(
     if let Registry::Named(server) = registry {
         text += &format!("server = \"{}\"\n", server.upstream());
     }
-    let capabilities = if resolve_tags {
-        r#"["pull", "resolve"]"#
-    } else {
-        r#"["pull"]"#
-    };
-    for url in targets.urls() {
+    for entry in entries {
+        let (url, resolves) = match entry {
+            // Who is closest to a tag is asked once: there is nothing to wait for.
+            Entry::Again(url) => (url, false),
+            Entry::Last(url) => (url, resolve_tags),
+        };
+        let capabilities = if resolves {
+            r#"["pull", "resolve"]"#
+        } else {
+            r#"["pull"]"#
+        };
         // Nothing needs escaping: neither type lets a quote or a backslash in.
         text += &format!(
             "\n[host.\"{url}\"]\ncapabilities = {capabilities}\ndial_timeout = \"{DIAL_TIMEOUT}\"\n"
         );
+        if let Entry::Again(_) = entry {
+            text += "override_path = true\n";
+        }
         if let Some(Token { header, value }) = token {
             text += &format!("\n[host.\"{url}\".header]\n{header} = [\"{value}\"]\n");
         }
@@ -42,6 +59,13 @@ pub fn render(
 /// Written by us, be it by an older release.
 pub fn is_ours(text: &str) -> bool {
     text.starts_with(MARKER)
+}
+
+/// The URLs of all host tables in the order of the file, which is that of asking. None: it is no TOML, or has no table.
+pub fn urls(text: &str) -> Option<Vec<String>> {
+    let document = text.parse::<toml_edit::DocumentMut>().ok()?;
+    let hosts = document.get("host")?.as_table_like()?;
+    Some(hosts.iter().map(|(url, _)| url.to_string()).collect())
 }
 
 /// Looks like what Spegel writes, which leaves no marker: its first host says how long to dial and what it can do, and
@@ -69,10 +93,14 @@ pub fn is_spegels(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn last(urls: &[&str]) -> Vec<Entry> {
+        let urls = urls.iter().map(|url| url.to_string());
+        urls.map(Entry::Last).collect()
+    }
+
     fn rendered(registry: &str, targets: &[&str], resolve_tags: bool) -> String {
         let registry = registry.parse().expect("a registry");
-        let targets = Targets::list(targets).expect("targets");
-        render(&registry, &targets, resolve_tags, None)
+        render(&registry, &last(targets), resolve_tags, None)
     }
 
     fn parsed(text: &str) -> toml::Table {
@@ -80,18 +108,22 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_sent_to_every_target() {
-        let targets =
-            Targets::list(&["http://192.0.2.7:1", "http://192.0.2.8:1"]).expect("targets");
+    fn a_token_is_sent_to_every_entry() {
+        let mut entries = last(&["http://192.0.2.7:1", "http://192.0.2.8:1"]);
+        entries.insert(0, Entry::Again("http://192.0.2.7:1/again/1/v2".to_string()));
         let token = Token {
             header: "x-peili-token",
             value: "0123".to_string(),
         };
 
-        let text = render(&Registry::Every, &targets, true, Some(&token));
+        let text = render(&Registry::Every, &entries, true, Some(&token));
 
         let hosts = &parsed(&text)["host"];
-        for host in ["http://192.0.2.7:1", "http://192.0.2.8:1"] {
+        for host in [
+            "http://192.0.2.7:1/again/1/v2",
+            "http://192.0.2.7:1",
+            "http://192.0.2.8:1",
+        ] {
             let sent = hosts[host]["header"]["x-peili-token"].as_array();
             assert_eq!(sent.expect("a list")[0].as_str(), Some("0123"));
         }
@@ -101,7 +133,7 @@ mod tests {
     fn a_named_registry_falls_back_to_its_own_server() {
         let text = rendered(
             "https://docker.io",
-            &["http://2001:db8::7:30020", "https://mirror.example"],
+            &["http://[2001:db8::7]:30020", "https://mirror.example"],
             true,
         );
 
@@ -138,6 +170,33 @@ mod tests {
                 "#
             )
         );
+    }
+
+    #[test]
+    fn an_entry_that_is_asked_again_has_its_own_path_and_resolves_no_tag() {
+        let entries = [
+            Entry::Again("http://192.0.2.7:1/again/1/v2".to_string()),
+            Entry::Last("http://192.0.2.7:1".to_string()),
+        ];
+
+        let text = render(&Registry::Every, &entries, true, None);
+
+        assert_eq!(
+            parsed(&text),
+            parsed(
+                r#"
+                [host."http://192.0.2.7:1/again/1/v2"]
+                capabilities = ["pull"]
+                dial_timeout = "200ms"
+                override_path = true
+                [host."http://192.0.2.7:1"]
+                capabilities = ["pull", "resolve"]
+                dial_timeout = "200ms"
+                "#
+            )
+        );
+        let order = ["http://192.0.2.7:1/again/1/v2", "http://192.0.2.7:1"];
+        assert_eq!(urls(&text).expect("tables"), order);
     }
 
     #[test]

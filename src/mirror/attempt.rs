@@ -21,7 +21,9 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::oci::distribution::{ByteRange, HOLDERS, MAX_HOLDERS, MIRRORED, Span};
+use crate::oci::distribution::{
+    ByteRange, FLIGHT, Flight, GROWING, HOLDERS, MAX_HOLDERS, MIRRORED, Span,
+};
 
 /// A chosen peer that brings no byte for so long is given up. Another is asked beside it before that.
 pub const GIVE_UP: Duration = Duration::from_secs(2);
@@ -38,6 +40,8 @@ pub struct Ask {
     /// Path and query, as containerd sent them: `/v2/…?ns=…`.
     pub path_and_query: String,
     pub range: Option<ByteRange>,
+    /// How long the peer may wait for the first byte of what it is still getting. None: it must have it.
+    pub growing: Option<Duration>,
 }
 
 /// Why a peer did not deliver. Each variant is treated differently by somebody.
@@ -49,6 +53,9 @@ pub enum PeerError {
     /// Alive, and does not have it (any more).
     #[error("does not have it")]
     Absent,
+    /// It is getting it, and has not got so far in the time that it was given.
+    #[error("is still waiting for it")]
+    Waiting,
     /// It has it, and gives to so many already that it names others.
     #[error("is busy")]
     Busy { holders: Vec<IpAddr> },
@@ -70,7 +77,7 @@ impl PeerError {
     pub fn is_failure(&self) -> bool {
         !matches!(
             self,
-            Self::Absent | Self::Busy { .. } | Self::NotSatisfiable { .. }
+            Self::Absent | Self::Waiting | Self::Busy { .. } | Self::NotSatisfiable { .. }
         )
     }
 }
@@ -128,6 +135,9 @@ async fn attempt_unbounded(addresses: &[SocketAddr], ask: &Ask) -> Result<Answer
         .header(MIRRORED, "true");
     if let Some(range) = ask.range {
         request = request.header(RANGE, range.to_string());
+    }
+    if let Some(growing) = ask.growing {
+        request = request.header(GROWING, growing.as_millis().to_string());
     }
     let request = request
         .body(Empty::<Bytes>::new())
@@ -189,7 +199,13 @@ fn described(response: &Response<Incoming>, ask: &Ask) -> Result<(Span, u64), Pe
                 .and_then(|header| header.strip_prefix("bytes */"))
                 .and_then(|total| total.parse().ok()),
         }),
-        (StatusCode::NOT_FOUND, _) => Err(PeerError::Absent),
+        (StatusCode::NOT_FOUND, _) => {
+            let flight = text(response, &HeaderName::from_static(FLIGHT)).and_then(Flight::parse);
+            Err(match flight {
+                Some(Flight::Waiting) => PeerError::Waiting,
+                Some(Flight::Absent) | None => PeerError::Absent,
+            })
+        }
         (StatusCode::SERVICE_UNAVAILABLE, _) => Err(PeerError::Busy {
             holders: text(response, &HeaderName::from_static(HOLDERS))
                 .unwrap_or_default()

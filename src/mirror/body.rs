@@ -1,5 +1,8 @@
 //! A body that outlives its peer: on failure it goes on with another one at the offset.
 //!
+//! Another one is whoever holds it by now, else whoever is still getting it and is ahead (`flight`). A body that comes from
+//! such a one also changes to a faster one, or ends for that.
+//!
 //! What has been yielded cannot be taken back, so every byte counts from the first peer's answer: a successor must
 //! speak of the same length and begin exactly where the last one ended. When nobody can go on the body ends with an
 //! error, its connection with a FIN, and containerd comes back with a Range for the rest.
@@ -16,6 +19,7 @@ use tracing::{debug, info};
 
 use super::FetchError;
 use super::attempt::{Ask, PeerError};
+use super::flight::boarding::{Boarded, Boarding};
 use super::search::{Delivery, Search};
 use crate::oci::distribution::{ByteRange, Span};
 
@@ -28,11 +32,34 @@ const FLOOR: u64 = 64 << 10;
 const WORTHWHILE: u64 = 1 << 20;
 /// After so many of those in a row the rest is left to upstream: each may have cost [`STALL`].
 const POOR: u32 = 3;
+/// A source that is still growing does so in steps of 1 MiB, and stops when its own source does. Whoever leads is
+/// replaced after 2 s of silence; this long before, those who follow it have begun to look for another.
+const GROWING_STALL: Duration = Duration::from_millis(1500);
+/// And a step of the tree later: a child must not accuse its parent before that one has found another.
+const PER_STEP: Duration = Duration::from_millis(400);
+/// Steps may come as slowly as they have come, four times over.
+const STEPS: u32 = 4;
+/// But not without end: a gap of this would have to be waited for four times as long.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Where bytes come from: whoever holds it, else whoever is getting it.
+pub(super) struct Sources {
+    pub search: Search,
+    /// None where nobody else takes part.
+    pub boarding: Option<Boarding>,
+}
+
+/// One source that delivers.
+pub(super) struct Source {
+    pub delivery: Delivery,
+    /// Steps to whoever leads, where it is one that is still getting it.
+    pub growing: Option<u32>,
+}
 
 struct Body {
-    search: Search,
+    sources: Sources,
     path_and_query: String,
-    delivery: Delivery,
+    source: Source,
     /// Next byte to yield, counted from the blob's beginning.
     offset: u64,
     end: u64,
@@ -42,27 +69,63 @@ struct Body {
     /// How long the present peer has been waited for since `since` bytes had been brought.
     waited: Duration,
     since: u64,
+    /// The longest that was waited for bytes that came.
+    longest: Duration,
     /// Peers in a row that failed before they had brought much.
     poor: u32,
 }
 
-/// The bytes of `delivery`'s span, from as many peers as it takes.
+impl Sources {
+    /// The first that delivers what is asked for.
+    pub async fn deliver(&mut self, ask: &Ask) -> Result<Source, FetchError> {
+        let source = match (self.search.deliver(ask).await, &mut self.boarding) {
+            (Ok(delivery), _) => Source {
+                delivery,
+                growing: None,
+            },
+            (Err(FetchError::NoPeer(_) | FetchError::Exhausted { .. }), Some(boarding)) => {
+                let Boarded { delivery, depth } = boarding.deliver(ask).await?;
+                Source {
+                    delivery,
+                    growing: Some(depth),
+                }
+            }
+            (Err(error), _) => return Err(error),
+        };
+        if let Some(boarding) = &self.boarding {
+            boarding.takes_from(&source.delivery.peer, ask);
+        }
+        Ok(source)
+    }
+
+    /// A source did not deliver, or not to the end.
+    pub fn failed(&mut self, source: &Source, error: PeerError) {
+        match (&mut self.boarding, source.growing) {
+            // It is no better than its own source was.
+            (Some(boarding), Some(_)) => boarding.failed(&source.delivery.peer, &error),
+            _ => self.search.failed(&source.delivery.peer, error),
+        }
+    }
+}
+
+/// The bytes of `source`'s span, from as many peers as it takes.
 pub(super) fn unbroken(
-    search: Search,
+    sources: Sources,
     path_and_query: String,
-    delivery: Delivery,
+    source: Source,
 ) -> BoxStream<'static, io::Result<Bytes>> {
-    let Span { start, end } = delivery.answer.span;
+    let Span { start, end } = source.delivery.answer.span;
     let body = Body {
-        search,
+        sources,
         path_and_query,
         offset: start,
         end,
-        total: delivery.answer.total,
-        delivery,
+        total: source.delivery.answer.total,
+        source,
         brought: 0,
         waited: Duration::ZERO,
         since: 0,
+        longest: Duration::ZERO,
         poor: 0,
     };
     stream::try_unfold(body, |mut body| async move {
@@ -76,16 +139,44 @@ impl Body {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         while self.offset < self.end {
             let began = Instant::now();
-            let left = STALL.saturating_sub(self.waited);
-            let error = match timeout(left, self.delivery.answer.next()).await {
+            let left = self.patience().saturating_sub(self.waited);
+            let may_be_slow = self.source.growing.is_some();
+            let slow = async {
+                match &mut self.sources.boarding {
+                    Some(boarding) if may_be_slow => boarding.is_slow().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let answered = tokio::select! {
+                // What has come is taken first.
+                biased;
+                answered = timeout(left, self.source.delivery.answer.next()) => answered,
+                () = slow => {
+                    self.waited += began.elapsed();
+                    self.change().await?;
+                    continue;
+                }
+            };
+            let error = match answered {
                 Ok(Ok(Some(chunk))) => return Ok(Some(self.bring(chunk, began.elapsed()))),
                 Ok(Ok(None)) => PeerError::Wrong(format!("an end at byte {}", self.offset)),
                 Ok(Err(e)) => e,
-                Err(_) => PeerError::Silent(STALL),
+                Err(_) => PeerError::Silent(self.patience()),
             };
             self.resume(error).await?;
         }
         Ok(None)
+    }
+
+    /// How long the present source is waited for.
+    fn patience(&self) -> Duration {
+        match self.source.growing {
+            None => STALL,
+            Some(depth) => {
+                let steps = (STEPS * self.longest).min(LONGEST);
+                GROWING_STALL.max(steps) + PER_STEP * depth.min(8)
+            }
+        }
     }
 
     /// Counts a chunk, and no more of it than was asked for.
@@ -96,52 +187,90 @@ impl Body {
         self.offset += chunk.len() as u64;
         self.brought += chunk.len() as u64;
         self.waited += waited;
-        if self.brought - self.since >= FLOOR {
+        self.longest = self.longest.max(waited);
+        let is_growing = self.source.growing.is_some();
+        if is_growing || self.brought - self.since >= FLOOR {
             self.since = self.brought;
             self.waited = Duration::ZERO;
         }
+        if let Some(boarding) = self.sources.boarding.as_ref().filter(|_| is_growing) {
+            boarding.saved(chunk.len() as u64);
+        }
         // Told here: who has got the length that he was promised does not ask for more.
         if self.offset == self.end {
-            let (board, peer) = (&self.search.mirror.scoreboard, &self.delivery.peer);
-            board.delivered(&peer.id, Instant::now());
+            let board = &self.sources.search.mirror.scoreboard;
+            board.delivered(&self.source.delivery.peer.id, Instant::now());
         }
         chunk
     }
 
     /// Goes on with another peer; an error when there is none, or when it is no use.
     async fn resume(&mut self, error: PeerError) -> io::Result<()> {
-        let (peer, offset) = (self.delivery.peer.clone(), self.offset);
-        info!(key = %self.search.key, peer = %peer.id, offset, %error, "peer failed in mid-body");
-        self.search.again();
-        self.search.failed(&peer, error);
-        self.poor = match self.brought < WORTHWHILE {
-            true => self.poor + 1,
-            false => 0,
-        };
-        if self.poor >= POOR {
-            self.search.mirror.give_up(&self.search.key);
-            return Err(FetchError::Hopeless(self.search.key.clone()).into());
+        let (key, peer) = (&self.sources.search.key, &self.source.delivery.peer);
+        info!(%key, peer = %peer.id, offset = self.offset, %error, "peer failed in mid-body");
+        self.sources.search.again();
+        self.sources.failed(&self.source, error);
+        if self.source.growing.is_none() {
+            self.poor = match self.brought < WORTHWHILE {
+                true => self.poor + 1,
+                false => 0,
+            };
+            if self.poor >= POOR {
+                let search = &self.sources.search;
+                search.mirror.give_up(&search.key);
+                return Err(FetchError::Hopeless(search.key.clone()).into());
+            }
         }
-        let ask = Ask {
+        let ask = self.rest();
+        loop {
+            let source = self.sources.deliver(&ask).await?;
+            let total = source.delivery.answer.total;
+            if total == self.total {
+                self.go_on(source);
+                return Ok(());
+            }
+            let error = PeerError::Wrong(format!("a length of {total}, not {}", self.total));
+            self.sources.failed(&source, error);
+        }
+    }
+
+    /// Leaves a source that brings less than the registry does to those who lead, if there is a better one. An error when
+    /// that is the registry itself.
+    async fn change(&mut self) -> io::Result<()> {
+        let ask = self.rest();
+        let Some(boarding) = &mut self.sources.boarding else {
+            return Ok(());
+        };
+        if let Some(Boarded { delivery, depth }) = boarding.faster(&ask).await?
+            && delivery.answer.total == self.total
+        {
+            boarding.takes_from(&delivery.peer, &ask);
+            self.go_on(Source {
+                delivery,
+                growing: Some(depth),
+            });
+        }
+        Ok(())
+    }
+
+    fn go_on(&mut self, source: Source) {
+        let (key, peer) = (&self.sources.search.key, &source.delivery.peer);
+        debug!(%key, peer = %peer.id, offset = self.offset, "body goes on");
+        self.sources.search.mirror.metrics.resumed.inc();
+        self.source = source;
+        (self.brought, self.since, self.waited) = (0, 0, Duration::ZERO);
+        self.longest = Duration::ZERO;
+    }
+
+    fn rest(&self) -> Ask {
+        Ask {
             method: Method::GET,
             path_and_query: self.path_and_query.clone(),
             range: Some(ByteRange::From {
-                first: offset,
+                first: self.offset,
                 last: Some(self.end - 1),
             }),
-        };
-        loop {
-            let delivery = self.search.deliver(&ask).await?;
-            if delivery.answer.total == self.total {
-                debug!(key = %self.search.key, peer = %delivery.peer.id, offset, "body goes on");
-                self.search.mirror.metrics.resumed.inc();
-                self.delivery = delivery;
-                (self.brought, self.since, self.waited) = (0, 0, Duration::ZERO);
-                return Ok(());
-            }
-            let total = delivery.answer.total;
-            let error = PeerError::Wrong(format!("a length of {total}, not {}", self.total));
-            self.search.failed(&delivery.peer, error);
+            growing: None,
         }
     }
 }

@@ -12,9 +12,10 @@ use tracing::{debug, warn};
 
 use super::attempt::{Answer, Ask, PeerError, attempt};
 use super::scoreboard::UnderWay;
+use super::select::Candidate;
 use super::{FetchError, Mirror, select};
 use crate::oci::Key;
-use crate::routing::{Peer, PeerId};
+use crate::routing::{Peer, PeerId, may_be_peer};
 
 /// From the request to the first byte, lookup and all, whoever is asked. containerd has no timeout of its own for this,
 /// and kubelet's patience is shared by all layers of a pull.
@@ -163,12 +164,16 @@ impl Search {
                 self.heard(heard);
             }
             let now = Instant::now();
-            let scores: Vec<_> = self
+            let zone = &self.mirror.config.zone;
+            let candidates: Vec<_> = self
                 .untried
                 .iter()
-                .map(|peer| self.mirror.scoreboard.of(&peer.id, now))
+                .map(|peer| Candidate {
+                    score: self.mirror.scoreboard.of(&peer.id, now),
+                    is_far: peer.is_far_from(zone.as_deref()),
+                })
                 .collect();
-            if let Some(best) = select::best(&scores, now, &mut rand::rng()) {
+            if let Some(best) = select::best(&candidates, now, &mut rand::rng()) {
                 return Some(self.untried.swap_remove(best));
             }
             let heard = self.lookup.as_mut()?.next().await;
@@ -178,6 +183,8 @@ impl Search {
 
     fn heard(&mut self, peer: Option<Peer>) {
         match peer {
+            // It brought what containerd refused.
+            Some(peer) if self.mirror.is_distrusted(&peer.id, &self.key) => {}
             Some(peer) if self.heard_of.insert(peer.id.clone()) => {
                 self.known_at.extend(&peer.registry);
                 self.untried.push(peer);
@@ -192,7 +199,7 @@ impl Search {
         let Some(there) = by.registry.first() else {
             return;
         };
-        for ip in holders.iter().filter(|ip| may_be_named(**ip, there.ip())) {
+        for ip in holders.iter().filter(|ip| may_be_peer(**ip, there.ip())) {
             let address = SocketAddr::new(*ip, there.port());
             // The router may have named the same one, under its name.
             if self.hinted_at.len() < MAX_HINTS
@@ -202,6 +209,7 @@ impl Search {
                 self.heard(Some(Peer {
                     id: PeerId::new(format!("at {address}")),
                     registry: vec![address],
+                    zone: None,
                 }));
             }
         }
@@ -216,7 +224,7 @@ impl Search {
         debug!(key = %self.key, peer = %peer.id, %error, "peer did not deliver");
         let outcome = match &error {
             PeerError::Busy { .. } => "busy",
-            PeerError::Absent | PeerError::NotSatisfiable { .. } => "absent",
+            PeerError::Absent | PeerError::Waiting | PeerError::NotSatisfiable { .. } => "absent",
             PeerError::Refused => "refused",
             _ => "failed",
         };
@@ -228,7 +236,7 @@ impl Search {
         match &error {
             PeerError::Refused => self.mirror.router.refused(&peer.id),
             PeerError::Busy { holders } => self.hinted(peer, holders),
-            PeerError::Absent | PeerError::NotSatisfiable { .. } => {}
+            PeerError::Absent | PeerError::Waiting | PeerError::NotSatisfiable { .. } => {}
             _ => self.failures += 1,
         }
         self.last = Some(error);
@@ -259,12 +267,15 @@ impl Search {
 }
 
 impl Mirror {
-    async fn ask(self, peer: Peer, ask: Ask) -> (Peer, Result<Delivery, PeerError>) {
+    pub(super) async fn ask(self, peer: Peer, ask: Ask) -> (Peer, Result<Delivery, PeerError>) {
         let began = Instant::now();
         let under_way = self.scoreboard.begin(&peer.id, began);
         let outcome = attempt(&peer.registry, &ask).await.map(|answer| {
             let took = began.elapsed();
-            self.scoreboard.answered(&peer.id, took, Instant::now());
+            // One that is still getting it is as fast as whoever brings it there.
+            if ask.growing.is_none() {
+                self.scoreboard.answered(&peer.id, took, Instant::now());
+            }
             self.metrics.attempts.with_label_values(&["answered"]).inc();
             debug!(peer = %peer.id, path = %ask.path_and_query, ?took, "peer answered");
             Delivery {
@@ -275,19 +286,6 @@ impl Mirror {
         });
         (peer, outcome)
     }
-}
-
-/// Whether a peer at `by` may send us to `ip`: to nobody who is no node, and to this machine only if it is itself.
-fn may_be_named(ip: IpAddr, by: IpAddr) -> bool {
-    let is_link_local = match ip.to_canonical() {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    let ip = ip.to_canonical();
-    !ip.is_unspecified()
-        && !ip.is_multicast()
-        && !is_link_local
-        && (!ip.is_loopback() || by.to_canonical().is_loopback())
 }
 
 async fn sleep_until_some(at: Option<Instant>) {

@@ -10,16 +10,30 @@ use super::scoreboard::Score;
 /// sending us that much more than a slow one.
 const SLOWNESS: u32 = 4;
 
+/// What another zone weighs, in the same coin: bytes between zones cost money and are scarce, and still a near peer that
+/// sends us this much more than a far one is left alone. One that is saturated by others answers later, or says so.
+const FAR: u32 = 4;
+
+/// Somebody who may be asked.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub score: Score,
+    /// It stands in another zone than this node, as both have said.
+    pub is_far: bool,
+}
+
 /// The index of the candidate to ask next; none where there is none.
 ///
-/// A peer that failed lately goes last, not away: a poor peer still beats no peer. Among the others the least of load
-/// and slowness wins, and else chance, so that a holder of a popular image is not asked by everybody at once.
-pub fn best(scores: &[Score], now: Instant, rng: &mut impl Rng) -> Option<usize> {
-    scores
+/// A peer that failed lately goes last, not away: a poor peer still beats no peer. Among the others the least of load,
+/// distance and slowness wins, and else chance, so that a holder of a popular image is not asked by everybody at once.
+/// Where zones are not known the round trip is in the time to the first byte.
+pub fn best(candidates: &[Candidate], now: Instant, rng: &mut impl Rng) -> Option<usize> {
+    candidates
         .iter()
         .enumerate()
-        .min_by_key(|(_, score)| {
-            let cost = score.in_flight + SLOWNESS * speed_class(score);
+        .min_by_key(|(_, Candidate { score, is_far })| {
+            let far = if *is_far { FAR } else { 0 };
+            let cost = score.in_flight + SLOWNESS * speed_class(score) + far;
             (score.is_resting(now), cost, rng.random::<u32>())
         })
         .map(|(index, _)| index)
@@ -41,10 +55,26 @@ mod tests {
     use rand::rngs::StdRng;
     use std::time::Duration;
 
-    /// (time to first byte in ms, requests in flight, failures)
+    /// (time to first byte in ms, requests in flight, failures), and whether it is far
     type Situation = (Option<u64>, u32, u32);
 
+    fn choose_of(situations: &[(Situation, bool)], seed: u64) -> Option<usize> {
+        let scores: Vec<Situation> = situations.iter().map(|(situation, _)| *situation).collect();
+        with_scores(&scores, |scores, now| {
+            let far = situations.iter().map(|(_, is_far)| *is_far);
+            let candidates = scores.iter().cloned().zip(far);
+            let candidates = candidates.map(|(score, is_far)| Candidate { score, is_far });
+            let candidates: Vec<Candidate> = candidates.collect();
+            best(&candidates, now, &mut StdRng::seed_from_u64(seed))
+        })
+    }
+
     fn choose(situations: &[Situation], seed: u64) -> Option<usize> {
+        let near: Vec<(Situation, bool)> = situations.iter().map(|s| (*s, false)).collect();
+        choose_of(&near, seed)
+    }
+
+    fn with_scores<T>(situations: &[Situation], then: impl Fn(&[Score], Instant) -> T) -> T {
         let now = Instant::now();
         let board = Scoreboard::default();
         let mut under_way = Vec::new();
@@ -61,7 +91,50 @@ mod tests {
                 board.of(&peer, now)
             })
             .collect();
-        best(&scores, now, &mut StdRng::seed_from_u64(seed))
+        then(&scores, now)
+    }
+
+    #[test]
+    fn the_same_zone_is_preferred_and_not_worn_out() {
+        let (near, far) = (false, true);
+        // name, whether the far one (the second) is chosen, who there is
+        type Case = (&'static str, bool, [(Situation, bool); 2]);
+        let cases: &[Case] = &[
+            (
+                "near before far",
+                false,
+                [((Some(1), 0, 0), near), ((Some(1), 0, 0), far)],
+            ),
+            (
+                "a little busier",
+                false,
+                [((Some(1), 3, 0), near), ((Some(1), 0, 0), far)],
+            ),
+            (
+                "much busier",
+                true,
+                [((Some(1), 5, 0), near), ((Some(1), 0, 0), far)],
+            ),
+            (
+                "much slower",
+                true,
+                [((Some(900), 0, 0), near), ((Some(1), 0, 0), far)],
+            ),
+            (
+                "failed lately",
+                true,
+                [((Some(1), 0, 1), near), ((Some(1), 0, 0), far)],
+            ),
+        ];
+        for (name, is_far, situations) in cases {
+            for seed in 0..20 {
+                assert_eq!(
+                    choose_of(situations, seed),
+                    Some(usize::from(*is_far)),
+                    "{name}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,16 @@ pub const OCI_NAMESPACE: &str = "oci-namespace";
 /// here and never mirrored again.
 pub const MIRRORED: &str = "x-spegel-mirrored";
 
+/// A peer that would also take what is still being written here sends it, with the milliseconds that it would wait for a
+/// first byte.
+pub const GROWING: &str = "x-peili-growing";
+/// Comes with the 404 to such a request: a [`Flight`].
+pub const FLIGHT: &str = "x-peili-flight";
+
+/// Where hosts.toml lists a mirror more than once, all but its last entry begin with this and a number:
+/// `/again/1/v2/<name>/blobs/<digest>`. A 404 there is not the last word.
+pub const AGAIN: &str = "/again";
+
 /// Comes with a busy holder's 503: comma-separated IP addresses of others, whose registry listens at the same port.
 pub const HOLDERS: &str = "x-peili-holders";
 /// More addresses would not be tried.
@@ -22,6 +32,30 @@ pub const MAX_HOLDERS: usize = 16;
 /// Registries accept manifests of at least 4 MiB (distribution spec, "Pushing manifests"), and few accept more: a longer
 /// one is none, and is not taken into memory. In bytes.
 pub const MAX_MANIFEST: u64 = 8 << 20;
+
+/// What a node that has not (yet) got what it was asked for knows about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flight {
+    /// Its containerd downloads it, or has asked for it: it is worth to come back.
+    Waiting,
+    /// It neither has nor fetches it.
+    Absent,
+}
+
+impl Flight {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Flight::Waiting => "waiting",
+            Flight::Absent => "absent",
+        }
+    }
+
+    /// Reads the header's value. None for one of a later version.
+    pub fn parse(header: &str) -> Option<Self> {
+        let known = [Flight::Waiting, Flight::Absent];
+        known.into_iter().find(|flight| flight.as_str() == header)
+    }
+}
 
 /// What a request is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -290,6 +324,14 @@ mod tests {
             wrong("a/blobs/sha256:../../etc/passwd", None),
             PathError::Name(_)
         ));
+    }
+
+    #[test]
+    fn a_flight_survives_being_written() {
+        for flight in [Flight::Waiting, Flight::Absent] {
+            assert_eq!(Flight::parse(flight.as_str()), Some(flight));
+        }
+        assert_eq!(Flight::parse("landed"), None);
     }
 
     #[test]

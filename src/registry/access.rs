@@ -20,6 +20,7 @@ use prometheus::{HistogramVec, IntCounter, IntCounterVec, Registry};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::after_again;
 use super::error::Error;
 use crate::metrics;
 use crate::server::flush::Flushes;
@@ -61,6 +62,8 @@ pub struct Metrics {
     duration: HistogramVec,
     uploads: IntCounterVec,
     uploaded: IntCounter,
+    /// What left before it was whole here.
+    pub(super) relayed: IntCounter,
 }
 
 impl Metrics {
@@ -100,6 +103,11 @@ impl Metrics {
                 "peili_upload_bytes_total",
                 "Bytes of bodies sent to peers.",
             ),
+            relayed: metrics::counter(
+                registry,
+                "peili_relayed_bytes_total",
+                "Bytes of layers sent to peers while they were still being written.",
+            ),
         };
         // A counter that is not there looks like a scrape that failed.
         for source in Source::OF_MIRROR {
@@ -121,6 +129,8 @@ pub(super) struct Access {
     remote: Option<SocketAddr>,
     method: Method,
     path: String,
+    /// Whether it came to an entry of hosts.toml whose 404 is not the last word.
+    again: bool,
     ns: Option<String>,
     /// Requests for what is no content (wrong paths and methods) are logged and not counted.
     counts: bool,
@@ -128,6 +138,8 @@ pub(super) struct Access {
     source: Source,
     status: StatusCode,
     bytes: u64,
+    /// From the request to the first chunk of its body.
+    first_byte: Option<Duration>,
     /// What the response's head has promised.
     length: Option<u64>,
     error: Option<String>,
@@ -142,12 +154,14 @@ impl Access {
             remote: remote.map(|ConnectInfo(remote)| *remote),
             method: parts.method.clone(),
             path: parts.uri.path().chars().take(300).collect(),
+            again: after_again(parts.uri.path()).is_some(),
             ns: None,
             counts: false,
             from_peer,
             source: Source::Miss,
             status: StatusCode::INTERNAL_SERVER_ERROR,
             bytes: 0,
+            first_byte: None,
             length: None,
             error: None,
             metrics,
@@ -214,11 +228,13 @@ impl Access {
                     remote,
                     method = %self.method,
                     path = self.path,
+                    again = self.again,
                     ns = self.ns,
                     from_peer = self.from_peer,
                     source,
                     status = self.status.as_u16(),
                     bytes = self.bytes,
+                    first_byte = self.first_byte.map(|time| time.as_secs_f64()),
                     seconds = took.as_secs_f64(),
                     error = self.error,
                     "request"
@@ -270,7 +286,11 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
         let polled = Pin::new(&mut self.chunks).poll_next(cx);
         match &polled {
             Poll::Ready(Some(Ok(chunk))) => {
-                self.access.bytes += chunk.len() as u64;
+                let access = &mut self.access;
+                access
+                    .first_byte
+                    .get_or_insert_with(|| access.began.elapsed());
+                access.bytes += chunk.len() as u64;
                 self.moved.inc_by(chunk.len() as u64);
             }
             Poll::Ready(Some(Err(e))) => {

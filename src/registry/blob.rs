@@ -14,8 +14,8 @@ use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
-use super::uploads::SMALL;
-use super::{Answered, Asked, Registry, in_time};
+use super::uploads::{SMALL, Upload};
+use super::{Answered, Asked, Registry, growing, in_time};
 use crate::content::StoreError;
 use crate::mirror::FetchError;
 use crate::oci::distribution::{
@@ -30,6 +30,9 @@ pub(super) async fn answer(
     digest: &Digest,
 ) -> Result<Answered, Error> {
     let range = asked.range.as_deref().and_then(ByteRange::parse);
+    if let Some(patience) = asked.growing {
+        return growing::blob(registry, asked, digest, range, patience).await;
+    }
     match in_time(local(registry, asked, digest, range)).await {
         Ok(Some(answer)) => return answer,
         Ok(None) => {}
@@ -56,7 +59,7 @@ pub(super) async fn answer(
 }
 
 /// None where the blob is not here; an error where it turns out to be unreadable before anything was sent.
-async fn local(
+pub(super) async fn local(
     registry: &Registry,
     asked: &Asked,
     digest: &Digest,
@@ -88,27 +91,44 @@ async fn local(
         start: 0,
         end: total,
     });
-    let upload = match asked
-        .remote
-        .filter(|_| asked.from_peer && span.len() > SMALL)
-    {
-        None => None,
-        Some(peer) => match registry.uploads.begin(peer) {
-            Some(upload) => Some(upload),
-            None => return Ok(Some(Err(busy(registry, digest, peer).await))),
-        },
+    let upload = match begin_upload(registry, asked, digest, span).await {
+        Ok(upload) => upload,
+        Err(error) => return Ok(Some(Err(error))),
     };
+    let child = asked.growing.map(|_| registry.uplink.begin(digest));
     let mut body = blob.read(span.start..span.end);
     let first = match body.next().await.transpose() {
         Ok(first) => first.map(Ok),
         Err(e) => return Err(StoreError::Failed(e.to_string())),
     };
     let body = stream::iter(first).chain(body);
+    let mut sent = 0;
     // Under way until the body is dropped, however it ends.
-    let body = body.inspect(move |_| {
+    let body = body.inspect(move |chunk| {
         let _ = &upload;
+        if let (Some(child), Ok(chunk)) = (&child, chunk) {
+            sent += chunk.len() as u64;
+            child.progress(sent, span.len());
+        }
     });
     answered(with_body(head(digest, total, part), body.boxed()))
+}
+
+/// Counts a body to a peer, unless it is small; an error where the peer has to go elsewhere.
+pub(super) async fn begin_upload(
+    registry: &Registry,
+    asked: &Asked,
+    digest: &Digest,
+    span: Span,
+) -> Result<Option<Upload>, Error> {
+    let is_counted = asked.from_peer && span.len() > SMALL;
+    let Some(peer) = asked.remote.filter(|_| is_counted) else {
+        return Ok(None);
+    };
+    match registry.uploads.begin(peer) {
+        Some(upload) => Ok(Some(upload)),
+        None => Err(busy(registry, digest, peer).await),
+    }
 }
 
 /// Sends a peer to others who hold it. Not for long: it can find them itself.
@@ -126,7 +146,7 @@ async fn busy(registry: &Registry, digest: &Digest, peer: IpAddr) -> Error {
 }
 
 /// The headers of a blob of `total` bytes, or of a part of it.
-fn head(digest: &Digest, total: u64, part: Option<Span>) -> Response {
+pub(super) fn head(digest: &Digest, total: u64, part: Option<Span>) -> Response {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.insert(
@@ -155,6 +175,6 @@ fn head(digest: &Digest, total: u64, part: Option<Span>) -> Response {
     response
 }
 
-fn with_body(head: Response, body: BoxStream<'static, io::Result<Bytes>>) -> Response {
+pub(super) fn with_body(head: Response, body: BoxStream<'static, io::Result<Bytes>>) -> Response {
     head.map(|_| Body::from_stream(body))
 }

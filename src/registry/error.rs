@@ -9,7 +9,7 @@ use oci_spec::distribution::{ErrorCode, ErrorInfoBuilder, ErrorResponseBuilder};
 
 use crate::mirror::FetchError;
 use crate::oci::ReferenceError;
-use crate::oci::distribution::{HOLDERS, PathError};
+use crate::oci::distribution::{FLIGHT, Flight, HOLDERS, PathError};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -40,6 +40,12 @@ pub(super) enum Error {
 pub(super) enum Miss {
     #[error("not held here, and a peer's request goes no further")]
     AskedByPeer,
+    /// A peer has asked for what may still be coming in.
+    #[error("{}", match .0 {
+        Flight::Waiting => "coming in, and not there within the time that the peer would wait",
+        Flight::Absent => "neither held here nor coming in, and a peer's request goes no further",
+    })]
+    Flight(Flight),
     #[error("not held here, and without the node's token nothing is fetched")]
     Stranger,
     #[error("not held here, and {0} is not among the mirrored registries")]
@@ -123,6 +129,10 @@ impl Error {
                 let value = HeaderValue::from_str(&holders.join(","));
                 let name = HeaderName::from_static(HOLDERS);
                 headers.extend(value.ok().map(|value| (name, value)));
+            }
+            Error::NoBlob(Miss::Flight(flight)) | Error::NoManifest(Miss::Flight(flight)) => {
+                let value = HeaderValue::from_static(flight.as_str());
+                headers.insert(HeaderName::from_static(FLIGHT), value);
             }
             Error::RequestBody => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
-use super::{Answered, Asked, Registry, in_time};
+use super::{Answered, Asked, Registry, growing, in_time};
 use crate::content::StoreError;
 use crate::mirror::Manifest;
 use crate::oci::Digest;
@@ -23,6 +23,13 @@ pub(super) async fn answer(
     asked: &Asked,
     reference: &ManifestReference,
 ) -> Result<Answered, Error> {
+    if let (Some(patience), ManifestReference::Digest(digest)) = (asked.growing, reference) {
+        let bytes = growing::manifest(registry, reference, digest, patience).await?;
+        return Ok(Answered {
+            response: response(asked, digest, bytes, None),
+            source: Source::Local,
+        });
+    }
     match in_time(local(registry, reference)).await {
         Ok(Some((digest, bytes))) => {
             return Ok(Answered {
@@ -49,7 +56,7 @@ pub(super) async fn answer(
     })
 }
 
-async fn local(
+pub(super) async fn local(
     registry: &Registry,
     reference: &ManifestReference,
 ) -> Result<Option<(Digest, Bytes)>, StoreError> {

@@ -1,8 +1,11 @@
-//! The DHT: a [`Router`] over libp2p's Kademlia, in one swarm with nodes that run Spegel.
+//! The DHT: a [`Router`] over libp2p's Kademlia, in one swarm with nodes that run Spegel, and a [`Messenger`] between those
+//! of them that are ours.
 //!
 //! ```text
 //! Kad (handle, cloneable) --commands--> EventLoop --sole owner--> Swarm
 //!                                          |-- lookups     who waits for which key
+//!                                          |-- meetings    who was closest to a key, and who waits for that
+//!                                          |-- acquaintances  zones, and who understands messages
 //!                                          |-- records     own keys and when each is announced again
 //!                                          |-- joining     rounds of bootstrap
 //!                                          `-- store       what others told (inside of the swarm)
@@ -12,6 +15,7 @@
 //! its records expire, and what makes that bearable is that it refuses at once and is then *gone* until it is next heard
 //! of.
 
+mod acquaintances;
 mod addresses;
 mod behaviour;
 mod event_loop;
@@ -20,6 +24,8 @@ mod inbound;
 mod joining;
 mod leave;
 mod lookups;
+mod meetings;
+mod messages;
 mod records;
 mod store;
 mod transport;
@@ -31,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use libp2p::Swarm;
@@ -41,9 +48,11 @@ use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
+pub use acquaintances::MAX_ZONE;
 pub use event_loop::EventLoop;
 
 use super::bootstrap::{Bootstrap, BootstrapError, Bootstrapper};
+use super::messenger::{Call, MAX_MESSAGE, Meeting, Messenger, Unreachable};
 use super::{Peer, PeerId, Router, RouterClosed};
 use crate::metrics;
 use crate::oci::Key;
@@ -70,6 +79,9 @@ pub struct Config {
     pub bootstrap: Option<Bootstrap>,
     /// What a lookup that has an answer waits for a peer that does not give one.
     pub resolve_timeout: Duration,
+    /// Where this node stands, as its peers are told: at most [`MAX_ZONE`] bytes without semicolons and control
+    /// characters, else they take it for none.
+    pub zone: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -152,8 +164,16 @@ pub struct Kad {
     /// Unbounded: what is sent is bounded by the requests under way and by the node's content, and `lookup` and `refused`
     /// have no place to wait.
     commands: mpsc::UnboundedSender<Command>,
-    id: PeerId,
+    me: Peer,
     listening: Arc<[SocketAddr]>,
+}
+
+/// What [`bind`] has bound.
+pub struct Bound {
+    pub kad: Kad,
+    pub event_loop: EventLoop,
+    /// Calls from other nodes. When nobody takes them, or the receiver is gone, the callers are refused.
+    pub calls: mpsc::Receiver<Call>,
 }
 
 #[derive(Debug)]
@@ -166,22 +186,32 @@ enum Command {
     Withdraw(Vec<Key>),
     Refused(PeerId),
     Leave(oneshot::Sender<()>),
+    Closest {
+        meeting: Meeting,
+        waiter: meetings::Waiter,
+    },
+    NearestKnown {
+        meeting: Meeting,
+        waiter: meetings::Waiter,
+    },
+    Call {
+        to: PeerId,
+        message: Bytes,
+        answer: oneshot::Sender<Result<Bytes, Unreachable>>,
+    },
 }
 
 /// Binds the sockets; nothing is dialed before [`EventLoop::run`]. The guard is dropped when this node knows a peer, or
 /// that there is none.
-pub async fn bind(
-    config: Config,
-    metrics: Metrics,
-    readiness: Guard,
-) -> Result<(Kad, EventLoop), Error> {
+pub async fn bind(config: Config, metrics: Metrics, readiness: Guard) -> Result<Bound, Error> {
     if config.advertise.is_empty() {
         return Err(Error::NothingToAdvertise);
     }
     let keypair = identity::load_or_create(config.data_dir.as_deref())?;
     let bootstrapper = config.bootstrap.map(Bootstrapper::new).transpose()?;
     let policy = Policy::of(&config.advertise);
-    let mut swarm = behaviour::swarm(&keypair, policy, rand::make_rng::<StdRng>())?;
+    let rng = rand::make_rng::<StdRng>();
+    let mut swarm = behaviour::swarm(&keypair, policy, config.zone.as_deref(), rng)?;
     let listening = listen(&mut swarm, &config.listen).await?;
     let announced: Vec<SocketAddr> = config
         .advertise
@@ -195,9 +225,18 @@ pub async fn bind(
     swarm.behaviour_mut().kad.store_mut().announce(own);
 
     let (commands, receiver) = mpsc::unbounded_channel();
+    let (inbox, calls) = mpsc::channel(event_loop::MAX_CALLS);
+    let at = announced
+        .iter()
+        .map(|at| SocketAddr::new(at.ip(), config.registry_port));
+    let me = Peer {
+        id: PeerId::new(swarm.local_peer_id().to_base58()),
+        registry: at.collect(),
+        zone: config.zone.as_deref().map(Arc::from),
+    };
     let kad = Kad {
         commands,
-        id: PeerId::new(swarm.local_peer_id().to_base58()),
+        me: me.clone(),
         listening: listening.clone().into(),
     };
     let own = announced.into_iter().chain(listening).collect();
@@ -206,13 +245,19 @@ pub async fn bind(
         commands: receiver,
         policy,
         own,
+        me,
+        inbox,
         registry_port: config.registry_port,
         resolve_timeout: config.resolve_timeout,
         bootstrapper,
         metrics,
         readiness,
     });
-    Ok((kad, event_loop))
+    Ok(Bound {
+        kad,
+        event_loop,
+        calls,
+    })
 }
 
 /// Listens everywhere or fails; the addresses come back with their real ports. A family that the machine does not have
@@ -296,7 +341,7 @@ impl Kad {
 
     /// This node's name among the peers.
     pub fn peer_id(&self) -> &PeerId {
-        &self.id
+        &self.me.id
     }
 
     /// Tells the peers connected now that this node leaves, and returns when they know, or after a moment. Nothing is
@@ -334,5 +379,60 @@ impl Router for Kad {
     fn refused(&self, peer: &PeerId) {
         // If the router has ended there is nothing left to forget.
         let _ = self.send(Command::Refused(peer.clone()));
+    }
+}
+
+#[async_trait]
+impl Messenger for Kad {
+    fn me(&self) -> Peer {
+        self.me.clone()
+    }
+
+    async fn closest(&self, meeting: &Meeting) -> Vec<Peer> {
+        let meeting = meeting.clone();
+        self.named(|waiter| Command::Closest { meeting, waiter })
+            .await
+    }
+
+    async fn nearest_known(&self, meeting: &Meeting) -> Vec<Peer> {
+        let meeting = meeting.clone();
+        self.named(|waiter| Command::NearestKnown { meeting, waiter })
+            .await
+    }
+
+    /// A message that is too long is never sent, nor one to this node itself: nobody is reached.
+    async fn call(
+        &self,
+        to: &PeerId,
+        message: Bytes,
+        limit: Duration,
+    ) -> Result<Bytes, Unreachable> {
+        if message.len() > MAX_MESSAGE || *to == self.me.id {
+            return Err(Unreachable::Gone);
+        }
+        let (answer, answered) = oneshot::channel();
+        let to = to.clone();
+        let call = Command::Call {
+            to,
+            message,
+            answer,
+        };
+        self.send(call).map_err(|_| Unreachable::Gone)?;
+        match tokio::time::timeout(limit, answered).await {
+            Ok(Ok(answer)) => answer,
+            // The router has ended.
+            Ok(Err(_)) => Err(Unreachable::Gone),
+            Err(_) => Err(Unreachable::Silent),
+        }
+    }
+}
+
+impl Kad {
+    /// This node alone when the router has ended.
+    async fn named(&self, command: impl FnOnce(meetings::Waiter) -> Command) -> Vec<Peer> {
+        let (waiter, named) = oneshot::channel();
+        // If the router has ended, the waiter is dropped here.
+        let _ = self.send(command(waiter));
+        named.await.unwrap_or_else(|_| vec![self.me.clone()])
     }
 }

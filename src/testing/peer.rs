@@ -75,6 +75,7 @@ impl FakePeer {
         Peer {
             id: PeerId::new(format!("gone-{address}")),
             registry: vec![address],
+            zone: None,
         }
     }
 
@@ -82,6 +83,7 @@ impl FakePeer {
         Peer {
             id: self.id.clone(),
             registry: vec![self.address],
+            zone: None,
         }
     }
 

@@ -1,7 +1,8 @@
 //! A swarm in memory: every node knows at once what every other has told.
 //!
 //! It is honest about what a DHT cannot do: what was withdrawn is found until [`FakeSwarm::fade`], and a dead node's
-//! records outlive it. On command a router is slow, hangs, or has ended.
+//! records outlive it, and it is named as close to a meeting until a call finds it dead. On command a router is slow,
+//! hangs, answers no calls, does not understand them, or has ended.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -9,11 +10,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use tokio::sync::{mpsc, oneshot};
 
-use crate::oci::Key;
+use crate::oci::{Digest, Key};
+use crate::routing::messenger::{Call, MAX_MESSAGE, Meeting, Messenger, Unreachable};
 use crate::routing::{Peer, PeerId, Router, RouterClosed};
+
+/// Calls that wait at one node; real ones let as many wait.
+const MAX_CALLS: usize = 2048;
+
+/// Kademlia's k.
+const CLOSEST: usize = 20;
 
 /// Cloneable; all clones are the same swarm.
 #[derive(Clone, Debug, Default)]
@@ -27,9 +37,14 @@ struct State {
     records: HashMap<Key, HashSet<PeerId>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Node {
     registry: Vec<SocketAddr>,
+    zone: Option<Arc<str>>,
+    inbox: mpsc::Sender<Call>,
+    /// Until somebody takes it.
+    calls: Option<mpsc::Receiver<Call>>,
+    manners: Manners,
     advertised: HashSet<Key>,
     /// Whom this node does not offer until it hears of them.
     gone: HashSet<PeerId>,
@@ -38,6 +53,43 @@ struct Node {
     delay: Duration,
     hangs: bool,
     ended: bool,
+}
+
+/// How a node behaves that is called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Manners {
+    #[default]
+    Good,
+    Silent,
+    Strange,
+}
+
+impl Node {
+    fn at(registry: SocketAddr) -> Self {
+        let (inbox, calls) = mpsc::channel(MAX_CALLS);
+        Self {
+            registry: vec![registry],
+            zone: None,
+            inbox,
+            calls: Some(calls),
+            manners: Manners::default(),
+            advertised: HashSet::new(),
+            gone: HashSet::new(),
+            refusals: Vec::new(),
+            lookups: 0,
+            delay: Duration::ZERO,
+            hangs: false,
+            ended: false,
+        }
+    }
+
+    fn as_peer(&self, id: &PeerId) -> Peer {
+        Peer {
+            id: id.clone(),
+            registry: self.registry.clone(),
+            zone: self.zone.clone(),
+        }
+    }
 }
 
 /// One node's router; all clones are the same node.
@@ -56,11 +108,7 @@ impl FakeSwarm {
     pub fn join(&self, registry: SocketAddr) -> FakeRouter {
         let mut state = self.lock();
         let id = PeerId::new(format!("node-{}", state.nodes.len()));
-        let node = Node {
-            registry: vec![registry],
-            ..Node::default()
-        };
-        state.nodes.insert(id.clone(), node);
+        state.nodes.insert(id.clone(), Node::at(registry));
         FakeRouter {
             id,
             swarm: self.clone(),
@@ -92,10 +140,28 @@ impl FakeRouter {
 
     /// What the others hear of this node.
     pub fn peer(&self) -> Peer {
-        Peer {
-            id: self.id.clone(),
-            registry: self.node(|node| node.registry.clone()),
-        }
+        self.node(|node| node.as_peer(&self.id))
+    }
+
+    /// From now on this node says that it stands there.
+    pub fn stand_in(&self, zone: &str) {
+        self.node(|node| node.zone = Some(zone.into()));
+    }
+
+    /// What others call; once for each node. Until it is taken, calls wait.
+    pub fn calls(&self) -> mpsc::Receiver<Call> {
+        let calls = self.node(|node| node.calls.take());
+        calls.expect("nobody has taken them yet")
+    }
+
+    /// From now on calls to this node are neither delivered nor answered.
+    pub fn fall_silent(&self) {
+        self.node(|node| node.manners = Manners::Silent);
+    }
+
+    /// From now on this node does not understand calls, as those of Spegel do not.
+    pub fn be_a_stranger(&self) {
+        self.node(|node| node.manners = Manners::Strange);
     }
 
     /// From now on a lookup is silent for this long before it tells what it finds.
@@ -132,7 +198,8 @@ impl FakeRouter {
 
     fn node<T>(&self, with: impl FnOnce(&mut Node) -> T) -> T {
         let mut state = self.swarm.lock();
-        with(state.nodes.entry(self.id.clone()).or_default())
+        let node = state.nodes.get_mut(&self.id);
+        with(node.expect("nodes never leave the map"))
     }
 
     fn find(&self, key: &Key) -> Vec<Peer> {
@@ -141,14 +208,96 @@ impl FakeRouter {
         let providers = state.records.get(key).into_iter().flatten();
         providers
             .filter(|id| **id != self.id && gone.is_none_or(|gone| !gone.contains(id)))
-            .filter_map(|id| {
-                let node = state.nodes.get(id)?;
-                Some(Peer {
-                    id: id.clone(),
-                    registry: node.registry.clone(),
-                })
-            })
+            .filter_map(|id| Some(state.nodes.get(id)?.as_peer(id)))
             .collect()
+    }
+
+    /// Whether the node called is silent.
+    fn deliver(&self, to: &PeerId, call: Call) -> Result<bool, Unreachable> {
+        let too_long = call.message.len() > MAX_MESSAGE;
+        let mut state = self.swarm.lock();
+        let ended = |id: &PeerId| state.nodes.get(id).is_none_or(|node| node.ended);
+        if too_long || *to == self.id || ended(&self.id) {
+            return Err(Unreachable::Gone);
+        }
+        if ended(to) {
+            if let Some(me) = state.nodes.get_mut(&self.id) {
+                me.gone.insert(to.clone());
+            }
+            return Err(Unreachable::Gone);
+        }
+        match state.nodes.get(to) {
+            Some(node) if node.manners == Manners::Strange => Err(Unreachable::Stranger),
+            Some(node) if node.manners == Manners::Silent => Ok(true),
+            Some(node) => match node.inbox.try_send(call) {
+                Ok(()) => Ok(false),
+                Err(_) => Err(Unreachable::Gone),
+            },
+            None => Err(Unreachable::Gone),
+        }
+    }
+
+    /// In the order that all nodes agree on, without strangers and those that this node has found dead.
+    fn named(&self, meeting: &Meeting) -> Vec<Peer> {
+        let state = self.swarm.lock();
+        let Some(me) = state.nodes.get(&self.id).filter(|me| !me.ended) else {
+            drop(state);
+            return vec![self.peer()];
+        };
+        let named = state.nodes.iter().filter(|(id, node)| {
+            **id == self.id || (node.manners != Manners::Strange && !me.gone.contains(id))
+        });
+        let mut named: Vec<Peer> = named.map(|(id, node)| node.as_peer(id)).collect();
+        named.sort_by_cached_key(|peer| {
+            Digest::sha256(format!("{meeting:?} {}", peer.id).as_bytes()).to_string()
+        });
+        named.truncate(CLOSEST);
+        named
+    }
+}
+
+#[async_trait]
+impl Messenger for FakeRouter {
+    fn me(&self) -> Peer {
+        self.peer()
+    }
+
+    async fn closest(&self, meeting: &Meeting) -> Vec<Peer> {
+        let delay = self.node(|node| node.delay);
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        self.named(meeting)
+    }
+
+    async fn nearest_known(&self, meeting: &Meeting) -> Vec<Peer> {
+        self.named(meeting)
+    }
+
+    async fn call(
+        &self,
+        to: &PeerId,
+        message: Bytes,
+        limit: Duration,
+    ) -> Result<Bytes, Unreachable> {
+        let (answer, answered) = oneshot::channel();
+        let call = Call {
+            from: self.peer(),
+            message,
+            answer,
+        };
+        let is_silent = self.deliver(to, call)?;
+        let answered = async {
+            if is_silent {
+                std::future::pending::<()>().await;
+            }
+            let answer = answered.await.ok();
+            let answer = answer.filter(|answer| answer.len() <= MAX_MESSAGE);
+            answer.ok_or(Unreachable::Gone)
+        };
+        tokio::time::timeout(limit, answered)
+            .await
+            .unwrap_or(Err(Unreachable::Silent))
     }
 }
 
@@ -177,10 +326,9 @@ impl Router for FakeRouter {
 
     async fn advertise(&self, keys: Vec<Key>) -> Result<(), RouterClosed> {
         let mut state = self.swarm.lock();
-        let node = state.nodes.entry(self.id.clone()).or_default();
-        if node.ended {
+        let Some(node) = state.nodes.get_mut(&self.id).filter(|node| !node.ended) else {
             return Err(RouterClosed);
-        }
+        };
         node.advertised.extend(keys.iter().cloned());
         for key in keys {
             state
@@ -238,6 +386,10 @@ mod tests {
             self.0[node].peer()
         }
 
+        fn calls(&mut self, node: usize) -> mpsc::Receiver<Call> {
+            self.0[node].calls()
+        }
+
         async fn kill(&mut self, node: usize) {
             self.0[node].end();
         }
@@ -256,6 +408,34 @@ mod tests {
         assert_eq!(all(asking, &content("layer")).await, [telling.peer()]);
         asking.swarm.fade();
         assert_eq!(all(asking, &content("layer")).await, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_called_misbehaves_on_command() {
+        let cluster = FakeCluster::of(3).await;
+        let [asking, called, _] = [0, 1, 2].map(|node: usize| &cluster.0[node]);
+        called.stand_in("north");
+        let meeting = Meeting::Repository("docker.io/library/nginx".into());
+        let named = asking.closest(&meeting).await;
+        assert_eq!(named.len(), 3);
+        assert!(named.contains(&called.peer()));
+        assert_eq!(called.me().zone.as_deref(), Some("north"));
+        let call = |limit| asking.call(called.id(), Bytes::from_static(b"hello"), limit);
+        let begin = tokio::time::Instant::now();
+
+        called.fall_silent();
+        let silent = call(Duration::from_secs(3)).await;
+        assert_eq!(silent, Err(Unreachable::Silent));
+        assert_eq!(begin.elapsed(), Duration::from_secs(3));
+
+        called.be_a_stranger();
+        let strange = call(Duration::from_secs(3)).await;
+        assert_eq!(strange, Err(Unreachable::Stranger));
+        assert_eq!(asking.closest(&meeting).await.len(), 2);
+        assert_eq!(
+            called.calls().try_recv().err(),
+            Some(mpsc::error::TryRecvError::Empty)
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -60,6 +60,15 @@ impl Layout {
         self.name(&image.reference(), descriptor(image.top()))
     }
 
+    /// As [`Layout::add`], without a second copy of any byte: the image's files must lie on the same file system.
+    pub fn add_linked(&self, image: &Image) -> Result<()> {
+        let blobs = image.blobs().chain(image.manifests()).chain(&image.index);
+        for blob in blobs.filter(|blob| !self.holds(&blob.digest)) {
+            fs::hard_link(&blob.file, self.path_of(&blob.digest))?;
+        }
+        self.name(&image.reference(), descriptor(image.top()))
+    }
+
     pub fn add_blob(&self, digest: &str, bytes: &[u8]) -> Result<()> {
         self.write(&format!("blobs/{}", digest.replace(':', "/")), bytes)
     }

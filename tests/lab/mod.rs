@@ -34,6 +34,7 @@ pub mod net;
 pub mod node;
 pub mod peili;
 pub mod process;
+pub mod proxy;
 pub mod registry;
 pub mod workspace;
 
@@ -154,6 +155,11 @@ impl Lab {
         let image = self.make(spec).await?;
         self.registry.push(&image).await?;
         Ok(image)
+    }
+
+    /// A folder beside the images, on their file system.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        self.shared.workspace.folder(name)
     }
 
     pub fn dns(&self) -> &Dns {

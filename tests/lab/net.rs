@@ -82,12 +82,42 @@ impl Netns {
         command
     }
 
+    /// A way in for somebody who may outlive it.
+    pub fn entrance(&self) -> Entrance {
+        Entrance(self.file())
+    }
+
+    pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.entrance().connect(to).await
+    }
+
+    pub async fn listen(&self, on: SocketAddr) -> io::Result<TcpListener> {
+        self.entrance().listen(on).await
+    }
+
+    /// From now on what it sends to `ip` is lost on the way and nobody is told: the frames go to a machine that does
+    /// not exist. For both ways `ip` has to do the same.
+    pub fn lose(&self, ip: Ipv4Addr) -> Result<()> {
+        // Locally administered, and not made by the kernel for any of our links.
+        const NOBODY: &str = "02:00:00:00:00:01";
+        let ip = ip.to_string();
+        let neighbour = ["-n", &self.name, "neigh", "replace", &ip];
+        let away = ["lladdr", NOBODY, "dev", LINK, "nud", "permanent"];
+        run("ip", &[&neighbour[..], &away[..]].concat()).map(drop)
+    }
+}
+
+/// A way into a namespace that does not keep it.
+#[derive(Clone)]
+pub struct Entrance(PathBuf);
+
+impl Entrance {
     /// Runs `work` on a thread inside.
-    pub async fn within<T: Send + 'static>(
+    async fn within<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let file = File::open(self.file())?;
+        let file = File::open(&self.0)?;
         let (tell, told) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
             let kind = Some(LinkNameSpaceType::Network);
@@ -274,11 +304,12 @@ fn limit(netns: &str, link: &str, bytes_per_s: Option<u64>) -> Result<()> {
         limit(netns, link, Some(1 << 30))?;
         return run("tc", &["-n", netns, "qdisc", "del", "dev", link, "root"]).map(drop);
     };
-    // tc's `bps` is bytes per second. The burst must hold what arrives within one tick at the highest rate used here
-    // (256 KiB in 1 ms is 262 MB/s); 20 ms of queue is what a good switch has.
+    // tc's `bps` is bytes per second. The burst must hold what arrives within one tick (256 KiB in 1 ms is 262 MB/s, so
+    // from there on 1 ms of bytes); 20 ms of queue is what a good switch has.
+    let burst = (256 << 10).max(rate / 1000).to_string();
     let rate = format!("{rate}bps");
     let qdisc = ["-n", netns, "qdisc", "replace", "dev", link, "root"];
-    let tbf = ["tbf", "rate", &rate, "burst", "256k", "latency", "20ms"];
+    let tbf = ["tbf", "rate", &rate, "burst", &burst, "latency", "20ms"];
     run("tc", &[&qdisc[..], &tbf[..]].concat())
         .map(drop)
         .with_context(|| format!("shaping {link} of {netns}"))

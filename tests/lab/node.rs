@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use hyper::Method;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Shared;
 use super::containerd::{Containerd, Settings, choose};
@@ -16,6 +17,7 @@ use super::image::Image;
 use super::net::{Direction, Netns};
 use super::peili::{Peili, PeiliOptions, metric};
 use super::process::{output, tail};
+use super::workspace::Tmpfs;
 
 /// What differs from an ordinary node.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +30,8 @@ pub struct NodeOptions {
     pub discard_unpacked_layers: bool,
     /// Not among the addresses of [`super::dns::PEERS`].
     pub unlisted: bool,
+    /// containerd's root is a tmpfs of so many bytes: no disk is waited for, or it is soon full.
+    pub root_in_memory: Option<u64>,
 }
 
 impl NodeOptions {
@@ -46,6 +50,7 @@ pub struct Node {
     containerd: Containerd,
     // After those who live in it.
     netns: Netns,
+    _root: Option<Tmpfs>,
     dir: PathBuf,
     resolv_conf: PathBuf,
     registry: String,
@@ -66,6 +71,8 @@ impl Node {
         let dir = shared.workspace.folder(&name)?;
         let resolv_conf = dir.join("resolv.conf");
         std::fs::write(&resolv_conf, shared.dns.resolv_conf())?;
+        let root = options.root_in_memory;
+        let root = root.map(|bytes| Tmpfs::mount(dir.join("root"), bytes));
         let binary = choose(options.containerd.as_deref(), options.version.as_deref())?;
         // The way out where the file system cannot carry an overlay, as in a container.
         let snapshotter = std::env::var("PEILI_TEST_SNAPSHOTTER");
@@ -79,6 +86,7 @@ impl Node {
             peili: Peili::new(peili, dir.clone(), ip),
             containerd: Containerd::new(binary, dir.clone(), &settings)?,
             netns: shared.bridge.attach(&name, ip)?,
+            _root: root.transpose()?,
             name,
             ip,
             dir,
@@ -225,9 +233,8 @@ impl Node {
     /// Without waiting for readiness.
     pub async fn spawn_peili(&self, options: &PeiliOptions) -> Result<()> {
         if options.configures() {
-            let certs_d = self.containerd.certs_d();
             self.peili
-                .configure(&self.netns, &certs_d, &self.registry, &[])
+                .configure(&self.netns, &self.containerd, &self.registry, &[])
                 .await?;
         }
         self.peili
@@ -244,6 +251,15 @@ impl Node {
     /// SIGTERM; how it ended, None if it did not run.
     pub async fn stop_peili(&self) -> Result<Option<ExitStatus>> {
         self.peili.stop().await
+    }
+
+    /// SIGSTOP, SIGCONT and the like; nothing to a Peili that does not run.
+    pub fn signal_peili(&self, signal: Signal) -> Result<()> {
+        let Some(pid) = self.peili.pid().and_then(|pid| i32::try_from(pid).ok()) else {
+            return Ok(());
+        };
+        let pid = Pid::from_raw(pid).context("a pid")?;
+        kill_process(pid, signal).with_context(|| format!("{signal:?} to {}'s peili", self.name))
     }
 
     /// SIGKILL.
@@ -287,6 +303,12 @@ impl Node {
 
     pub fn restore_link(&self) -> Result<()> {
         self.shared.bridge.plug(&self.netns)
+    }
+
+    /// From now on the two do not hear each other, whatever else they hear.
+    pub fn cut_off(&self, other: &Node) -> Result<()> {
+        self.netns.lose(other.ip)?;
+        other.netns.lose(self.ip)
     }
 }
 

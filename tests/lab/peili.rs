@@ -117,19 +117,22 @@ impl Peili {
         output(command).await
     }
 
-    /// Makes containerd ask this node's Peili first for images of `registry`.
+    /// Makes containerd, which must run, ask this node's Peili first for images of `registry`.
     pub async fn configure(
         &self,
         netns: &Netns,
-        certs_d: &Path,
+        containerd: &Containerd,
         registry: &str,
         more: &[&str],
     ) -> Result<()> {
         let target = format!("http://{}", self.registry());
         let registry = format!("http://{registry}");
-        let certs_d = certs_d.display().to_string();
+        let certs_d = containerd.certs_d().display().to_string();
+        let socket = containerd.socket().display().to_string();
         let args = [
             "configuration",
+            "--containerd-sock",
+            &socket,
             "--containerd-registry-config-path",
             &certs_d,
             "--mirror-targets",

@@ -13,6 +13,7 @@ use super::http::{self, Upload};
 use super::image::{Blob, Image};
 use super::net::Netns;
 use super::process::{Daemon, eventually, find, with_log};
+use super::proxy::{Proxy, Rule};
 use super::workspace::Workspace;
 
 /// Our own questions; they are not counted.
@@ -20,8 +21,12 @@ const MARK: &str = "/v2/?lab-mark=";
 
 pub struct Registry {
     daemon: Mutex<Option<Daemon>>,
+    proxy: Mutex<Option<Proxy>>,
     pub netns: Netns,
+    /// Where it is asked.
     address: SocketAddr,
+    /// Where docker-registry listens: elsewhere while a proxy stands before it.
+    behind: Mutex<SocketAddr>,
     dir: PathBuf,
     marks: AtomicU32,
 }
@@ -46,8 +51,10 @@ impl Registry {
         )?;
         let this = Self {
             daemon: Mutex::new(None),
+            proxy: Mutex::new(None),
             netns,
             address,
+            behind: Mutex::new(address),
             dir,
             marks: AtomicU32::new(0),
         };
@@ -64,14 +71,18 @@ impl Registry {
         let mut command = self
             .netns
             .command(find("docker-registry").context("docker-registry")?);
-        command.arg("serve").arg(self.dir.join("config.yml"));
+        let address = *self.behind.lock().unwrap();
+        command
+            .arg("serve")
+            .arg(self.dir.join("config.yml"))
+            .env("REGISTRY_HTTP_ADDR", address.to_string());
         *self.daemon.lock().unwrap() =
             Some(Daemon::spawn(command, "docker-registry", &self.log())?);
         let up = eventually("the registry", Duration::from_secs(15), async || {
             if let Some(daemon) = self.daemon.lock().unwrap().as_mut() {
                 daemon.check()?;
             }
-            let answer = http::get(&self.netns, self.address, MARK).await;
+            let answer = http::get(&self.netns, address, MARK).await;
             Ok(answer.is_ok_and(|a| a.status.is_success()).then_some(()))
         })
         .await;
@@ -87,13 +98,39 @@ impl Registry {
         Ok(())
     }
 
+    /// Puts a proxy with these rules before it. [`Registry::served`] tells what went through the proxy from then on.
+    pub async fn front(&self, rules: Vec<Rule>) -> Result<()> {
+        self.stop().await?;
+        let behind = SocketAddr::new(self.address.ip(), self.address.port() + 1);
+        *self.behind.lock().unwrap() = behind;
+        self.start().await?;
+        let proxy = Proxy::start(&self.netns, self.address, behind, rules).await?;
+        *self.proxy.lock().unwrap() = Some(proxy);
+        Ok(())
+    }
+
+    /// Takes the proxy away again.
+    pub async fn unfront(&self) -> Result<()> {
+        let proxy = self.proxy.lock().unwrap().take();
+        let Some(proxy) = proxy else {
+            return Ok(());
+        };
+        proxy.stop().await;
+        self.stop().await?;
+        *self.behind.lock().unwrap() = self.address;
+        self.start().await
+    }
+
     /// Every GET that it has answered since the lab began, all that were finished before this call included.
     pub async fn served(&self) -> Result<Served> {
+        if let Some(proxy) = self.proxy.lock().unwrap().as_ref() {
+            return Ok(proxy.served());
+        }
         let running = self.daemon.lock().unwrap().is_some();
         if running {
             // A line is written when its answer is out: one that we ask for now comes after those of earlier requests.
             let mark = format!("{MARK}{}.", self.marks.fetch_add(1, Ordering::Relaxed));
-            http::get(&self.netns, self.address, &mark)
+            http::get(&self.netns, self.behind(), &mark)
                 .await?
                 .expect(200)?;
             eventually("the access log", Duration::from_secs(5), async || {
@@ -105,6 +142,10 @@ impl Registry {
         }
         let log = std::fs::read_to_string(self.log())?;
         Ok(Served(log.lines().filter_map(Access::parse).collect()))
+    }
+
+    fn behind(&self) -> SocketAddr {
+        *self.behind.lock().unwrap()
     }
 
     fn log(&self) -> PathBuf {
@@ -125,7 +166,7 @@ impl Registry {
 
     async fn push_blob(&self, name: &str, blob: &Blob) -> Result<()> {
         let ask = async |method, path: &str, upload| {
-            http::send(&self.netns, self.address, method, path, &[], upload).await
+            http::send(&self.netns, self.behind(), method, path, &[], upload).await
         };
         let path = format!("/v2/{name}/blobs/{}", blob.digest);
         if ask(Method::HEAD, &path, Upload::Nothing)
@@ -157,7 +198,7 @@ impl Registry {
         let kind = [("content-type", manifest.media_type)];
         http::send(
             &self.netns,
-            self.address,
+            self.behind(),
             Method::PUT,
             &path,
             &kind,

@@ -1,12 +1,13 @@
 //! What one lab owns on this machine: a folder and namespaces of one name. It goes away on drop; what a crashed lab
 //! left behind goes away when the next one begins.
 
+use std::ffi::CString;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::net;
 use super::process::started_at;
@@ -112,6 +113,26 @@ fn entries(dir: &str) -> Vec<String> {
                 .collect()
         })
         .unwrap_or_default()
+}
+
+/// A folder in memory; what is in it goes when this is dropped.
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// On `dir`, which is made; it holds so many bytes.
+    pub fn mount(dir: PathBuf, bytes: u64) -> Result<Self> {
+        std::fs::create_dir_all(&dir)?;
+        let size = CString::new(format!("size={bytes}"))?;
+        mount("tmpfs", &dir, "tmpfs", MountFlags::empty(), size.as_c_str())
+            .with_context(|| format!("a tmpfs on {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        unmount_below(&self.0);
+    }
 }
 
 /// Lazily, because a container that was just killed may still hold its root for a moment.

@@ -10,7 +10,9 @@ use peili::readiness::Readiness;
 use peili::routing::Peer;
 use peili::routing::bootstrap::Bootstrap;
 use peili::routing::kad::{self, Kad};
+use peili::routing::messenger::{Call, Messenger};
 use peili::testing::conformance::routing::{Cluster, eventually};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +28,8 @@ pub struct Node {
     pub registry: prometheus::Registry,
     pub stop: CancellationToken,
     pub task: JoinHandle<()>,
+    /// Until somebody takes them.
+    pub calls: Option<mpsc::Receiver<Call>>,
 }
 
 impl Node {
@@ -48,7 +52,11 @@ impl Node {
         let metrics = kad::Metrics::new(&registry);
         let readiness = Readiness::new();
         let guard = readiness.guard("routing");
-        let (kad, event_loop) = kad::bind(config, metrics, guard).await.unwrap();
+        let kad::Bound {
+            kad,
+            event_loop,
+            calls,
+        } = kad::bind(config, metrics, guard).await.unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(event_loop.run(stop.clone()));
         Self {
@@ -58,6 +66,7 @@ impl Node {
             registry,
             stop,
             task,
+            calls: Some(calls),
         }
     }
 
@@ -97,6 +106,7 @@ pub fn config(advertise: IpAddr, listen: SocketAddr) -> kad::Config {
         data_dir: None,
         bootstrap: None,
         resolve_timeout: Duration::from_millis(20),
+        zone: None,
     }
 }
 
@@ -130,7 +140,12 @@ impl Cluster for KadCluster {
         Peer {
             id: node.kad.peer_id().clone(),
             registry: vec![SocketAddr::new(node.ip, REGISTRY)],
+            zone: node.kad.me().zone,
         }
+    }
+
+    fn calls(&mut self, node: usize) -> mpsc::Receiver<Call> {
+        self.0[node].calls.take().unwrap()
     }
 
     async fn kill(&mut self, node: usize) {

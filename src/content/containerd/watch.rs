@@ -115,7 +115,7 @@ impl Session<'_> {
         let mut events = in_time("events.Subscribe", self.subscribe()).await?;
         let root = match &self.containerd.config.content_path {
             Some(path) => path.clone(),
-            None => in_time("introspection", self.containerd.learn_content_root()).await?,
+            None => in_time("introspection", self.containerd.learn_root()).await?,
         };
         let mut directory = BlobDirectory::new(root);
         let mut confirmations: &[Duration] = &[];

@@ -1,20 +1,25 @@
 //! The sole owner of the swarm: commands in, events out.
 //!
-//! `events` is what the swarm says and `join` the way into it; the rest is here.
+//! `events` is what the swarm says, `messages` what nodes say to each other, and `join` the way into the swarm; the rest is
+//! here.
 //!
 //! After every event the loop looks at what is due (`work`), and sleeps until the next thing is. The `select!` is
 //! biased: everything that has arrived is read before a timer may say that nothing came.
 
 mod events;
 mod join;
+mod messages;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use libp2p::kad::{QueryId, RecordKey};
+use libp2p::request_response::OutboundRequestId;
 use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{PeerId, Swarm};
 use rand::RngExt;
@@ -23,16 +28,22 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use super::acquaintances::Acquaintances;
 use super::addresses::Policy;
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::joining::Joining;
 use super::leave::{self, FAREWELL};
 use super::lookups::Lookups;
+use super::meetings::{self, Meetings};
 use super::records::{MAX_IN_FLIGHT, Schedule, record_key};
 use super::{Command, Metrics};
 use crate::readiness::Guard;
+use crate::routing::Peer;
 use crate::routing::bootstrap::Bootstrapper;
+use crate::routing::messenger::{Call, Unreachable};
 use join::Phase;
+pub use messages::MAX_CALLS;
+use messages::{Answer, Unintroduced};
 
 /// Expired records are hidden by their date; sweeping only gives their memory back.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -67,6 +78,20 @@ pub struct EventLoop {
     dials: HashMap<ConnectionId, Instant>,
     /// Where connected peers say they are, or where they were dialed.
     connected: HashMap<PeerId, HashSet<SocketAddr>>,
+    acquaintances: Acquaintances,
+
+    /// This node, as others are told of it.
+    me: Peer,
+    meetings: Meetings,
+    /// This node's calls under way.
+    calls: HashMap<OutboundRequestId, oneshot::Sender<Result<Bytes, Unreachable>>>,
+    /// Where calls from others go, [`MAX_CALLS`] at the most.
+    inbox: mpsc::Sender<Call>,
+    unintroduced: Vec<Unintroduced>,
+    /// Calls that others have taken and will answer.
+    answers: FuturesUnordered<Answer>,
+    /// Bytes of the calls in `answers`.
+    waiting: usize,
 
     schedule: Schedule,
     announcing: HashMap<QueryId, RecordKey>,
@@ -102,6 +127,8 @@ pub(super) struct Parts {
     pub commands: mpsc::UnboundedReceiver<Command>,
     pub policy: Policy,
     pub own: HashSet<SocketAddr>,
+    pub me: Peer,
+    pub inbox: mpsc::Sender<Call>,
     pub registry_port: u16,
     pub resolve_timeout: Duration,
     pub bootstrapper: Option<Bootstrapper>,
@@ -127,6 +154,14 @@ impl EventLoop {
             lookups: Lookups::new(parts.resolve_timeout),
             dials: HashMap::new(),
             connected: HashMap::new(),
+            acquaintances: Acquaintances::default(),
+            me: parts.me,
+            meetings: Meetings::default(),
+            calls: HashMap::new(),
+            inbox: parts.inbox,
+            unintroduced: Vec::new(),
+            answers: FuturesUnordered::new(),
+            waiting: 0,
             schedule: Schedule::default(),
             announcing: HashMap::new(),
             table: 0,
@@ -156,6 +191,7 @@ impl EventLoop {
                 biased;
                 () = stop.cancelled() => break,
                 Some(command) = self.commands.recv() => self.command(command),
+                Some(answer) = self.answers.next() => self.answer(answer),
                 event = self.swarm.select_next_some() => self.observe(event),
                 found = asking => self.try_candidates(found),
                 () = tokio::time::sleep_until(wake.into()) => self.fall_silent(Instant::now()),
@@ -196,9 +232,22 @@ impl EventLoop {
                 let key = record_key(&key);
                 if let Some(waiter) = self.lookups.join(&key, waiter) {
                     let query = self.swarm.behaviour_mut().kad.get_providers(key.clone());
+                    self.meetings.begin(query, key.clone(), now);
                     self.lookups.begin(query, key, waiter, now);
                 }
             }
+            Command::Closest { meeting, waiter } => {
+                self.closest(meetings::place(&meeting), waiter, now);
+            }
+            Command::NearestKnown { meeting, waiter } => {
+                // It waits no longer.
+                let _ = waiter.send(self.nearest_known(&meetings::place(&meeting), now));
+            }
+            Command::Call {
+                to,
+                message,
+                answer,
+            } => self.call(&to, message, answer, now),
             Command::Advertise(keys) => {
                 for key in keys {
                     self.schedule.add(record_key(&key), now);
@@ -258,12 +307,10 @@ impl EventLoop {
         }
     }
 
+    /// The waiters have heard enough. The query goes on for a while: whoever is to meet about the key wants its end.
     fn end_lookup(&mut self, query: QueryId, now: Instant) {
         if let Some((_, outcome)) = self.lookups.end(query, now) {
             self.metrics.lookup(outcome);
-            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&query) {
-                query.finish();
-            }
         }
     }
 
@@ -272,6 +319,7 @@ impl EventLoop {
         let kad = &mut self.swarm.behaviour_mut().kad;
         kad.remove_peer(&peer);
         kad.store_mut().gone(peer, now);
+        self.acquaintances.forget(&peer);
         debug!(%peer, "peer is gone");
         self.count_peers(now);
     }
@@ -281,6 +329,7 @@ impl EventLoop {
         let kad = &mut self.swarm.behaviour_mut().kad;
         kad.remove_peer(&peer);
         kad.store_mut().left(peer, now);
+        self.acquaintances.forget(&peer);
         debug!(%peer, "peer leaves");
         self.count_peers(now);
     }
@@ -326,10 +375,18 @@ impl EventLoop {
         for query in self.lookups.capped(now) {
             self.end_lookup(query, now);
         }
+        for query in self.meetings.capped(now) {
+            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&query) {
+                query.finish();
+            }
+        }
+        self.deliver_late(now);
         self.announce(now);
         if self.sweep_at <= now {
             self.sweep_at = now + SWEEP;
             self.swarm.behaviour_mut().kad.store_mut().sweep(now);
+            self.meetings.sweep(now);
+            self.calls.retain(|_, answer| !answer.is_closed());
         }
         if self.refresh_at <= now {
             self.refresh_at = now + self.rng.random_range(REFRESH);
@@ -396,8 +453,16 @@ impl EventLoop {
         .then(|| self.joining.next());
         let farewell = self.leaving.as_ref().filter(|l| !l.waiters.is_empty());
         let farewell = farewell.map(|leaving| leaving.deadline);
-        let settle = self.settle_at();
-        [self.lookups.next(&dials), announce, join, settle, farewell]
+        let moments = [
+            self.lookups.next(&dials),
+            self.meetings.next(),
+            self.introduction_ends(),
+            announce,
+            join,
+            self.settle_at(),
+            farewell,
+        ];
+        moments
             .into_iter()
             .flatten()
             .fold(self.sweep_at.min(self.refresh_at), Instant::min)

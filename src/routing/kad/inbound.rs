@@ -4,8 +4,8 @@
 //! has been idle for longest makes room; its peer opens another when it has something to ask. Only when every connection
 //! has something running is a newcomer refused.
 //!
-//! What runs is known from Kademlia, which is all that connections here are for: each of its messages, in or out, is seen
-//! on its way between behaviour and connection. Pings keep no connection busy.
+//! What runs is known from Kademlia: each of its messages, in or out, is seen on its way between behaviour and connection.
+//! What else connections are for says so itself ([`Capped::ran`]). Pings keep no connection busy.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
@@ -100,6 +100,16 @@ impl<B> Capped<B> {
             },
             evicted: VecDeque::new(),
         }
+    }
+
+    /// Something else than `B`'s runs on this connection.
+    pub fn ran(&mut self, connection: ConnectionId, now: Instant) {
+        self.guests.ran(connection, now);
+    }
+
+    /// Something else than `B`'s runs on one of the peer's connections.
+    pub fn ran_with(&mut self, peer: PeerId, now: Instant) {
+        self.guests.ran_with(peer, now);
     }
 }
 

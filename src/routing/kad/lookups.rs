@@ -8,14 +8,13 @@
 //! arrived before, or takes its own delay for the others' silence.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use libp2p::kad::{QueryId, RecordKey};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::routing::{self, Peer};
+use crate::routing::Peer;
 
 /// A lookup ends by itself; this bounds one that meets silent peers. A registry's own time to first byte is of this
 /// order, so that even then a miss costs no more than going upstream does.
@@ -105,14 +104,8 @@ impl Lookups {
             .is_some_and(|search| !search.seen.contains(provider))
     }
 
-    /// Tells the waiters of `provider`, whose registry is at one of `registry`.
-    pub fn found(
-        &mut self,
-        query: QueryId,
-        provider: PeerId,
-        registry: Vec<SocketAddr>,
-        now: Instant,
-    ) {
+    /// Tells the waiters of `provider`, who is known to them as `peer`.
+    pub fn found(&mut self, query: QueryId, provider: PeerId, peer: Peer, now: Instant) {
         let Some(search) = self.searches.get_mut(&query) else {
             return;
         };
@@ -120,10 +113,6 @@ impl Lookups {
             return;
         }
         search.first.get_or_insert(now);
-        let peer = Peer {
-            id: routing::PeerId::new(provider.to_base58()),
-            registry,
-        };
         search
             .waiters
             .retain(|waiter| waiter.send(peer.clone()).is_ok());
@@ -199,10 +188,13 @@ impl Search {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use libp2p::kad;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     use super::*;
+    use crate::routing;
 
     const QUIET: Duration = Duration::from_millis(20);
     const MS: Duration = Duration::from_millis(1);
@@ -218,8 +210,12 @@ mod tests {
         RecordKey::new(&text)
     }
 
-    fn at(n: u8) -> Vec<SocketAddr> {
-        vec![SocketAddr::from(([10, 0, 0, n], 5000))]
+    fn at(n: u8) -> Peer {
+        Peer {
+            id: routing::PeerId::new(format!("peer {n}")),
+            registry: vec![SocketAddr::from(([10, 0, 0, n], 5000))],
+            zone: None,
+        }
     }
 
     fn told(waiter: &mut UnboundedReceiver<Peer>) -> Vec<String> {

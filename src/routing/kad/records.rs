@@ -45,7 +45,8 @@ pub fn record_key(key: &Key) -> RecordKey {
     record_key_of(&key.to_string())
 }
 
-fn record_key_of(text: &str) -> RecordKey {
+/// Where a text lives that may be no key's.
+pub fn record_key_of(text: &str) -> RecordKey {
     let mut multihash = vec![0x12, 0x20];
     multihash.extend_from_slice(&Sha256::digest(text.as_bytes()));
     RecordKey::from(multihash)

@@ -1,4 +1,4 @@
-//! The contract of [`Router`]. [`routing_conformance!`](crate::routing_conformance) makes a test of each fact here.
+//! The contract of [`Router`] and [`Messenger`]. [`routing_conformance!`](crate::routing_conformance) makes a test of each fact here.
 //!
 //! A cluster takes a moment to know what it was told, so a fact is awaited with a deadline; what must *not* happen is
 //! judged once the rest is there.
@@ -7,9 +7,13 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::oci::{Digest, Key, Repository, TagName};
+use crate::routing::messenger::{Call, MAX_MESSAGE, Meeting, Messenger, Unreachable};
 use crate::routing::{Peer, PeerId, Router};
 
 /// Much longer than any cluster here takes: with 180 real routers starting together on two cores, the first search came
@@ -25,7 +29,7 @@ const SEARCH: Duration = Duration::from_millis(500);
 /// Routers that have found each other.
 #[async_trait(?Send)]
 pub trait Cluster: Sized {
-    type Router: Router;
+    type Router: Router + Messenger;
 
     async fn of(nodes: usize) -> Self;
 
@@ -33,6 +37,9 @@ pub trait Cluster: Sized {
 
     /// What the others must hear of `node`.
     fn peer(&self, node: usize) -> Peer;
+
+    /// What others call; once for each node.
+    fn calls(&mut self, node: usize) -> mpsc::Receiver<Call>;
 
     /// Ends a node without a word: from now on it refuses connections.
     async fn kill(&mut self, node: usize);
@@ -54,6 +61,13 @@ macro_rules! routing_conformance {
             a_waiter_that_leaves_hurts_nobody
             a_peer_that_refuses_is_not_offered_again
             refusals_of_peers_nobody_knows_are_harmless
+            a_message_reaches_the_other_and_its_answer_comes_back
+            a_call_that_is_taken_and_not_answered_is_silent_at_its_limit
+            a_call_that_is_dropped_has_no_answer
+            a_message_that_is_too_long_is_refused
+            all_nodes_name_the_same_closest_node
+            what_a_node_knows_it_names_without_asking
+            a_killed_node_is_not_named_after_it_refused
         }
     };
     ($cluster:ty: $($fact:ident)*) => {
@@ -234,6 +248,183 @@ pub async fn refusals_of_peers_nobody_knows_are_harmless<C: Cluster>() {
     }
 
     find(&cluster, 0, &content("layer"), &[1]).await;
+}
+
+pub async fn a_message_reaches_the_other_and_its_answer_comes_back<C: Cluster>() {
+    let mut cluster = C::of(3).await;
+    let mut calls = cluster.calls(1);
+    let echo = tokio::spawn(async move {
+        let mut callers = Vec::new();
+        while let Some(call) = calls.recv().await {
+            callers.push(call.from);
+            // Who waits no longer wants no answer.
+            let _ = call.answer.send(call.message);
+            if callers.len() == 8 {
+                break;
+            }
+        }
+        callers
+    });
+
+    let called = cluster.peer(1).id;
+    let longest = Bytes::from(vec![7; MAX_MESSAGE]);
+    for asking in [0, 2] {
+        for message in [&b"hello"[..], b"", b"\0\xff", &longest] {
+            let message = Bytes::copy_from_slice(message);
+            let answer = call(&cluster, asking, &called, message.clone()).await;
+            assert_eq!(answer, Ok(message));
+        }
+    }
+
+    // They are known by name and by place.
+    let callers = echo.await.expect("it heard them all");
+    let expected = [0, 0, 0, 0, 2, 2, 2, 2].map(|node| cluster.peer(node));
+    assert_eq!(callers, expected);
+}
+
+pub async fn a_call_that_is_taken_and_not_answered_is_silent_at_its_limit<C: Cluster>() {
+    const LIMIT: Duration = Duration::from_millis(300);
+    let mut cluster = C::of(2).await;
+    let mut calls = cluster.calls(1);
+    let called = cluster.peer(1).id;
+    let (caller, message) = (cluster.router(0), Bytes::from_static(b"hello"));
+
+    let begin = Instant::now();
+    let answer = caller.call(&called, message.clone(), LIMIT).await;
+    let took = begin.elapsed();
+
+    assert_eq!(answer, Err(Unreachable::Silent));
+    assert!(LIMIT <= took && took < LIMIT + SEARCH, "{took:?}");
+    let taken = calls.try_recv().expect("it was delivered");
+    assert_eq!(taken.message, message);
+    // An answer that comes too late hurts nobody.
+    let _ = taken.answer.send(message);
+    assert_eq!(caller.me(), cluster.peer(0));
+}
+
+pub async fn a_call_that_is_dropped_has_no_answer<C: Cluster>() {
+    let mut cluster = C::of(2).await;
+    let mut calls = cluster.calls(1);
+    let called = cluster.peer(1).id;
+
+    let drops = tokio::spawn(async move { calls.recv().await.map(drop) });
+    let answer = call(&cluster, 0, &called, Bytes::from_static(b"hello")).await;
+    assert_eq!(answer, Err(Unreachable::Gone));
+
+    // Nobody takes calls there any more.
+    assert!(drops.await.expect("it ends").is_some());
+    let answer = call(&cluster, 0, &called, Bytes::from_static(b"hello")).await;
+    assert_eq!(answer, Err(Unreachable::Gone));
+}
+
+pub async fn a_message_that_is_too_long_is_refused<C: Cluster>() {
+    let mut cluster = C::of(2).await;
+    let mut calls = cluster.calls(1);
+    let called = cluster.peer(1).id;
+    let heard = tokio::spawn(async move {
+        let call = calls.recv().await.expect("a call");
+        // So is an answer.
+        let _ = call.answer.send(vec![7; MAX_MESSAGE + 1].into());
+        call.message
+    });
+
+    let too_long = Bytes::from(vec![7; MAX_MESSAGE + 1]);
+    let refused = call(&cluster, 0, &called, too_long).await;
+    assert_eq!(refused, Err(Unreachable::Gone));
+    let answer = call(&cluster, 0, &called, Bytes::from_static(b"hello")).await;
+
+    assert_eq!(heard.await.expect("it ends"), &b"hello"[..]);
+    assert_eq!(answer, Err(Unreachable::Gone));
+}
+
+pub async fn all_nodes_name_the_same_closest_node<C: Cluster>() {
+    const NODES: usize = 6;
+    let cluster = C::of(NODES).await;
+    let mut firsts = HashSet::new();
+    for meeting in meetings(20) {
+        let what = format!("all nodes name the same for {meeting:?}");
+        let closest = eventually(&what, async || {
+            let mut named = Vec::new();
+            for node in 0..NODES {
+                let closest = cluster.router(node).closest(&meeting).await;
+                assert_eq!(ids(&closest).len(), closest.len(), "each once");
+                assert!(closest.contains(&cluster.peer(node)), "itself");
+                named.push(closest);
+            }
+            let agreed = named.iter().all(|one| *one == named[0]) && named[0].len() == NODES;
+            agreed.then(|| named.remove(0))
+        })
+        .await;
+        for peer in &closest {
+            assert!((0..NODES).any(|node| cluster.peer(node) == *peer));
+        }
+        firsts.insert(closest[0].id.clone());
+    }
+
+    // Meetings are spread: that twenty fall on one of six has a probability of 10^-15.
+    assert!(firsts.len() > 1, "{firsts:?}");
+}
+
+pub async fn what_a_node_knows_it_names_without_asking<C: Cluster>() {
+    let cluster = C::of(4).await;
+    for meeting in meetings(4) {
+        eventually("everybody is known", async || {
+            let router = cluster.router(0);
+            let known = router.nearest_known(&meeting).await;
+            assert!(known.contains(&cluster.peer(0)), "itself");
+            let found = router.closest(&meeting).await;
+            (known == found && known.len() == 4).then_some(())
+        })
+        .await;
+    }
+}
+
+pub async fn a_killed_node_is_not_named_after_it_refused<C: Cluster>() {
+    let mut cluster = C::of(4).await;
+    let dead = cluster.peer(1);
+    let meeting = meetings(1).remove(0);
+    eventually("it is named", async || {
+        let closest = cluster.router(0).closest(&meeting).await;
+        closest.contains(&dead).then_some(())
+    })
+    .await;
+
+    cluster.kill(1).await;
+    // The first call may find a connection that seems to stand.
+    eventually("it is known to be dead", async || {
+        let answer = call(&cluster, 0, &dead.id, Bytes::new()).await;
+        assert!(answer.is_err(), "{answer:?}");
+        let closest = cluster.router(0).closest(&meeting).await;
+        (answer == Err(Unreachable::Gone) && !closest.contains(&dead)).then_some(())
+    })
+    .await;
+
+    for meeting in meetings(10) {
+        let closest = cluster.router(0).closest(&meeting).await;
+        assert!(!closest.contains(&dead));
+        let known = cluster.router(0).nearest_known(&meeting).await;
+        assert!(!known.contains(&dead));
+    }
+}
+
+/// As long as a cluster that is busy may take.
+async fn call<C: Cluster>(
+    cluster: &C,
+    asking: usize,
+    to: &PeerId,
+    message: Bytes,
+) -> Result<Bytes, Unreachable> {
+    let router = cluster.router(asking);
+    router.call(to, message, Duration::from_secs(5)).await
+}
+
+/// Contents and repositories by turns.
+fn meetings(number: usize) -> Vec<Meeting> {
+    let meeting = |n: usize| match n % 2 {
+        0 => Meeting::Content(Digest::sha256(&n.to_be_bytes())),
+        _ => Meeting::Repository(format!("docker.io/library/image-{n}")),
+    };
+    (0..number).map(meeting).collect()
 }
 
 /// A key for content that is made up from `text`.

@@ -4,14 +4,18 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use libp2p::core::{ConnectedPoint, Endpoint};
-use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult};
-use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
+use libp2p::core::ConnectedPoint;
+use libp2p::kad::{
+    self, GetClosestPeersError, GetClosestPeersOk, GetProvidersError, GetProvidersOk, QueryId,
+    QueryResult,
+};
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, identify, ping};
 use tracing::{debug, warn};
 
 use super::super::behaviour::{BehaviourEvent, DIAL, KAD_PROTOCOL};
 use super::super::leave;
+use super::super::messages;
 use super::super::store::{MAX_ADDRESSES, Store};
 use super::EventLoop;
 use super::join::Phase;
@@ -25,7 +29,13 @@ impl EventLoop {
                 peer_id,
                 info,
                 ..
-            })) => self.identified(peer_id, info),
+            })) => {
+                self.identified(peer_id, info, now);
+                self.introduced(peer_id);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Messages(event)) => {
+                self.observe_messages(event, now);
+            }
             SwarmEvent::Behaviour(BehaviourEvent::Leave(leave::Event::Left(peer))) => {
                 self.farewell(peer, now);
             }
@@ -71,7 +81,9 @@ impl EventLoop {
                 num_established: 0,
                 ..
             } => {
-                self.connected.remove(&peer_id);
+                if let Some(at) = self.connected.remove(&peer_id) {
+                    self.acquaintances.disconnected(peer_id, at, now);
+                }
             }
             SwarmEvent::OutgoingConnectionError {
                 peer_id,
@@ -93,7 +105,20 @@ impl EventLoop {
                 QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders {
                     providers, ..
                 })) => self.found(id, providers, now),
-                QueryResult::GetProviders(_) => self.end_lookup(id, now),
+                QueryResult::GetProviders(
+                    Ok(GetProvidersOk::FinishedWithNoAdditionalRecord { closest_peers })
+                    | Err(GetProvidersError::Timeout { closest_peers, .. }),
+                ) => {
+                    self.end_lookup(id, now);
+                    self.search_ended(id, closest_peers, now);
+                }
+                QueryResult::GetClosestPeers(
+                    Ok(GetClosestPeersOk { peers, .. })
+                    | Err(GetClosestPeersError::Timeout { peers, .. }),
+                ) => {
+                    let closest = peers.into_iter().map(|peer| peer.peer_id).collect();
+                    self.search_ended(id, closest, now);
+                }
                 QueryResult::StartProviding(result) => {
                     let Some(key) = self.announcing.remove(&id) else {
                         return;
@@ -129,40 +154,29 @@ impl EventLoop {
     /// and in the store, if it was the store that answered.
     fn found(&mut self, query: QueryId, providers: HashSet<PeerId>, now: Instant) {
         let me = *self.swarm.local_peer_id();
-        let kad = &mut self.swarm.behaviour_mut().kad;
         for provider in providers {
+            let store = self.swarm.behaviour_mut().kad.store_mut();
             if provider == me
                 || !self.lookups.wants(query, &provider)
-                || kad.store_mut().is_gone(&provider, now)
+                || store.is_gone(&provider, now)
             {
                 continue;
             }
-            // Asks kad where it would dial; no dial happens.
-            let mut addresses = kad
-                .handle_pending_outbound_connection(
-                    ConnectionId::new_unchecked(0),
-                    Some(provider),
-                    &[],
-                    Endpoint::Dialer,
-                )
-                .unwrap_or_default();
-            addresses.extend_from_slice(kad.store_mut().addresses(&provider));
-            let mut registry: Vec<SocketAddr> = Vec::new();
-            for address in addresses.iter().filter_map(|a| self.policy.socket(a)) {
-                let address = SocketAddr::new(address.ip(), self.registry_port);
-                if !registry.contains(&address) {
-                    registry.push(address);
-                }
-            }
+            let told = self.told_at(provider);
+            let registry = self.registries(told.into_iter());
             if !registry.is_empty() {
-                self.lookups.found(query, provider, registry, now);
+                let peer = self.peer_at(provider, registry);
+                self.lookups.found(query, provider, peer, now);
             }
         }
         self.lookups.answered(query, now);
     }
 
     /// A peer has said who it is, where it is, and what it speaks.
-    fn identified(&mut self, peer: PeerId, info: identify::Info) {
+    fn identified(&mut self, peer: PeerId, info: identify::Info, now: Instant) {
+        let speaks = info.protocols.contains(&messages::PROTOCOL);
+        self.acquaintances
+            .identified(peer, &info.agent_version, speaks, now);
         if !info.protocols.contains(&KAD_PROTOCOL) {
             // One that we dialed: of one that dialed us we want nothing.
             if self.connected.get(&peer).is_some_and(|at| !at.is_empty()) {

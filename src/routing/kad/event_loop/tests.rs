@@ -14,10 +14,11 @@ async fn event_loop() -> EventLoop {
         data_dir: None,
         bootstrap: None,
         resolve_timeout: Duration::from_millis(20),
+        zone: None,
     };
     let metrics = Metrics::new(&prometheus::Registry::new());
     let guard = Readiness::new().guard("routing");
-    bind(config, metrics, guard).await.unwrap().1
+    bind(config, metrics, guard).await.unwrap().event_loop
 }
 
 #[tokio::test]

@@ -1,0 +1,405 @@
+//! Layers that containerd is still writing, as peers get them from the registry port: a node over a content directory in
+//! which a fake downloads.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use peili::content::containerd::{Config, Containerd};
+use peili::inflight::{Inflight, Uplink};
+use peili::mirror::{self, Mirror};
+use peili::oci::Digest;
+use peili::readiness::Readiness;
+use peili::registry::uploads::Uploads;
+use peili::registry::{self, Registry};
+use peili::server::Server;
+use peili::shutdown::Shutdown;
+use peili::testing::ingest::{FakeIngest, FakeIngests};
+use peili::testing::router::FakeSwarm;
+use peili::testing::{eventually, noise};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const AT_ALL: Duration = Duration::from_secs(20);
+const MIB: usize = 1 << 20;
+const PEER: (&str, &str) = ("x-spegel-mirrored", "true");
+
+struct Node {
+    ingests: FakeIngests,
+    inflight: Inflight,
+    uplink: Uplink,
+    address: SocketAddr,
+    metrics: prometheus::Registry,
+    _shutdown: Shutdown,
+}
+
+impl Node {
+    async fn new() -> Self {
+        Self::serving(64).await
+    }
+
+    async fn serving(uploads: usize) -> Self {
+        let ingests = FakeIngests::new();
+        let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await;
+        let server = server.unwrap();
+        let address = server.local_addr().unwrap();
+        let metrics = prometheus::Registry::new();
+        let config = Config {
+            // Nobody listens there: blobs are read by path.
+            socket: ingests.root().join("containerd.sock"),
+            namespace: "k8s.io".into(),
+            content_path: Some(ingests.root().to_owned()),
+        };
+        let store = Containerd::new(config, Readiness::new()).unwrap();
+        let inflight = Inflight::new(store.content_root(), "k8s.io".into());
+        let uplink = Uplink::default();
+        let routes = registry::router(Registry {
+            store: Arc::new(store),
+            mirror: Mirror::new(
+                Arc::new(FakeSwarm::new().join(address)),
+                mirror::Config {
+                    retries: 3,
+                    zone: None,
+                },
+                mirror::Metrics::new(&metrics),
+            ),
+            readiness: Readiness::new(),
+            metrics: registry::access::Metrics::new(&metrics),
+            mirrored: None,
+            token: None,
+            uploads: Uploads::new(uploads),
+            inflight: inflight.clone(),
+            uplink: uplink.clone(),
+        });
+        let shutdown = Shutdown::new();
+        shutdown.spawn(server.run(routes, shutdown.clone()));
+        Self {
+            ingests,
+            inflight,
+            uplink,
+            address,
+            metrics,
+            _shutdown: shutdown,
+        }
+    }
+
+    fn download(&self, layer: &[u8]) -> (Digest, FakeIngest) {
+        let digest = Digest::sha256(layer);
+        let ingest = self.ingests.begin("layer", &digest, layer.len() as u64);
+        (digest, ingest)
+    }
+
+    /// A request on a connection of its own, that ends with it.
+    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+        let headers: String = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let byte = tokio::time::timeout(AT_ALL, stream.read_u8()).await;
+            head.push(byte.expect("a head").unwrap());
+        }
+        let head = String::from_utf8(head).unwrap().to_lowercase();
+        Response {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            head,
+            stream,
+        }
+    }
+
+    /// As a peer that takes what grows, and waits so many milliseconds for it.
+    async fn peer(&self, digest: &Digest, range: Option<&str>, patience: &str) -> Response {
+        let mut headers = vec![PEER, ("x-peili-growing", patience)];
+        headers.extend(range.map(|range| ("range", range)));
+        self.ask("GET", &blob(digest), &headers).await
+    }
+
+    fn relayed(&self) -> u64 {
+        let families = self.metrics.gather();
+        let mut families = families.iter();
+        let family = families.find(|family| family.name() == "peili_relayed_bytes_total");
+        let metric = &family.expect("registered").get_metric()[0];
+        metric.get_counter().get_value() as u64
+    }
+}
+
+struct Response {
+    status: u16,
+    head: String,
+    stream: TcpStream,
+}
+
+impl Response {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            (found == name).then(|| value.trim())
+        })
+    }
+
+    async fn read(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        let read = tokio::time::timeout(AT_ALL, self.stream.read_exact(&mut bytes)).await;
+        read.expect("so many bytes").unwrap();
+        bytes
+    }
+
+    /// Everything up to the FIN; a reset fails the test.
+    async fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let read = tokio::time::timeout(AT_ALL, self.stream.read_to_end(&mut bytes)).await;
+        read.expect("an end").expect("a FIN, not a reset");
+        bytes
+    }
+}
+
+fn blob(digest: &Digest) -> String {
+    format!("/v2/app/blobs/{digest}?ns=registry.test")
+}
+
+#[tokio::test]
+async fn a_peer_gets_a_layer_while_it_is_being_written_and_through_the_commit() {
+    let node = Node::new().await;
+    let layer = noise(4 * MIB, 1);
+    let (digest, mut download) = node.download(&layer);
+    download.write(&layer[..MIB]);
+
+    let mut whole = node.peer(&digest, None, "0").await;
+    let mut part = node.peer(&digest, Some("bytes=1000000-3000000"), "0").await;
+
+    let length = layer.len().to_string();
+    assert_eq!(whole.status, 200);
+    assert_eq!(whole.header("content-length"), Some(length.as_str()));
+    assert_eq!(whole.header("docker-content-digest"), Some(digest.as_str()));
+    assert_eq!(part.status, 206);
+    let range = format!("bytes 1000000-3000000/{length}");
+    assert_eq!(part.header("content-range"), Some(range.as_str()));
+    assert_eq!(part.header("content-length"), Some("2000001"));
+    assert!(whole.read(MIB).await == layer[..MIB], "what is there");
+    assert_eq!(node.uplink.free(&digest), 0, "two read it");
+    download.write(&layer[MIB..]);
+    download.commit();
+    assert!(whole.rest().await == layer[MIB..]);
+    assert!(part.rest().await == layer[1_000_000..=3_000_000]);
+    assert_eq!(node.relayed(), layer.len() as u64 + 2_000_001);
+    eventually("nobody reads it any more", AT_ALL, || async {
+        (node.uplink.free(&digest) == 2).then_some(())
+    })
+    .await;
+    assert!(node.uplink.rate(tokio::time::Instant::now()) > 0);
+}
+
+#[tokio::test]
+async fn only_a_peer_that_asks_for_it_gets_what_is_not_whole() {
+    let node = Node::new().await;
+    let layer = noise(100_000, 2);
+    let (digest, mut download) = node.download(&layer);
+    download.write(&layer[..50_000]);
+    let growing = ("x-peili-growing", "0");
+    for (method, headers, status) in [
+        ("GET", vec![], 404),
+        ("GET", vec![growing], 404),
+        ("GET", vec![PEER], 404),
+        ("GET", vec![PEER, ("x-peili-growing", "soon")], 404),
+        ("HEAD", vec![PEER, growing], 404),
+        ("GET", vec![PEER, growing], 200),
+    ] {
+        let answer = node.ask(method, &blob(&digest), &headers).await;
+
+        assert_eq!(answer.status, status, "{method} {headers:?}");
+        assert_eq!(
+            answer.header("x-peili-flight"),
+            None,
+            "{method} {headers:?}"
+        );
+    }
+
+    download.write(&layer[50_000..]);
+    download.commit();
+
+    for headers in [vec![], vec![PEER], vec![PEER, growing]] {
+        let mut answer = node.ask("GET", &blob(&digest), &headers).await;
+        assert_eq!(answer.status, 200, "{headers:?}");
+        assert!(answer.rest().await == layer, "{headers:?}");
+    }
+    let head = node.ask("HEAD", &blob(&digest), &[PEER, growing]).await;
+    assert_eq!(head.status, 200);
+}
+
+#[tokio::test]
+async fn a_peer_waits_for_its_first_byte_and_is_told_whether_to_come_back() {
+    let node = Node::new().await;
+    let layer = noise(100_000, 3);
+    let digest = Digest::sha256(&layer);
+    let flight = async |range, patience| {
+        let begun = Instant::now();
+        let answer = node.peer(&digest, range, patience).await;
+        assert_eq!(answer.status, 404);
+        let flight = answer.header("x-peili-flight").unwrap().to_string();
+        (flight, begun.elapsed())
+    };
+
+    let (absent, took) = flight(None, "900").await;
+    assert_eq!(absent, "absent");
+    assert!(took < Duration::from_millis(500), "at once: {took:?}");
+
+    let expecting = node.inflight.expect(digest.clone());
+    assert_eq!(flight(None, "0").await.0, "waiting");
+    let (waiting, took) = flight(None, "200").await;
+    assert_eq!(waiting, "waiting");
+    assert!(took >= Duration::from_millis(200), "{took:?}");
+    let (waiting, took) = flight(None, "99999999").await;
+    assert_eq!(waiting, "waiting");
+    assert!(took < Duration::from_secs(5), "however patient: {took:?}");
+
+    // The ingest comes, then the byte that is waited for.
+    let mut download = tokio::join!(node.peer(&digest, Some("bytes=30000-"), "1000"), async {
+        let mut download = node.download(&layer).1;
+        download.write(&layer[..30_000]);
+        drop(expecting);
+        assert_eq!(flight(Some("bytes=30000-"), "50").await.0, "waiting");
+        download.write(&layer[30_000..30_001]);
+        download
+    });
+    assert_eq!(download.0.status, 206);
+    assert!(download.0.read(1).await == layer[30_000..30_001]);
+    download.1.write(&layer[30_001..]);
+    assert!(download.0.rest().await == layer[30_001..]);
+    let beyond = node.peer(&digest, Some("bytes=100000-"), "1000").await;
+    assert_eq!(beyond.status, 416);
+    assert_eq!(beyond.header("content-range"), Some("bytes */100000"));
+
+    download.1.abort();
+    assert_eq!(flight(None, "900").await.0, "absent");
+}
+
+#[tokio::test]
+async fn who_waits_for_what_becomes_whole_gets_it() {
+    let node = Node::new().await;
+    let layer = noise(100_000, 4);
+    let digest = Digest::sha256(&layer);
+    let _expecting = node.inflight.expect(digest.clone());
+
+    let (mut answer, ()) = tokio::join!(node.peer(&digest, None, "1000"), async {
+        // Too fast for anybody to see it grow.
+        let (_, mut download) = node.download(&layer);
+        download.write(&layer);
+        download.commit();
+    });
+
+    assert_eq!(answer.status, 200);
+    assert!(answer.rest().await == layer);
+}
+
+#[tokio::test]
+async fn a_download_that_begins_anew_or_is_given_up_cuts_its_readers_with_a_fin_behind_all_bytes() {
+    for anew in [false, true] {
+        let node = Node::new().await;
+        let layer = noise(2 * MIB, 5);
+        let (digest, mut download) = node.download(&layer);
+        download.write(&layer[..MIB + 1]);
+        let mut answer = node.peer(&digest, None, "0").await;
+        let mut got = answer.read(1).await;
+        eventually("all of it was sent", AT_ALL, || async {
+            (node.relayed() == MIB as u64 + 1).then_some(())
+        })
+        .await;
+
+        if anew {
+            download.truncate(0);
+        } else {
+            download.abort();
+        }
+
+        let begun = Instant::now();
+        got.extend(answer.rest().await);
+        assert_eq!((answer.status, got.len()), (200, MIB + 1), "anew: {anew}");
+        assert!(got == layer[..MIB + 1], "anew: {anew}");
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(2), "anew: {anew}, {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_leaves_no_room_for_more_and_is_not_read_ahead_of() {
+    let node = Node::new().await;
+    let layer = noise(40 * MIB, 6);
+    let (digest, mut download) = node.download(&layer);
+    let other = Digest::sha256(b"another layer");
+    download.write(&layer[..39 * MIB]);
+    let mut lazy = node.peer(&digest, None, "0").await;
+    assert_eq!(lazy.status, 200);
+
+    eventually("it is seen to lag", AT_ALL, || async {
+        (node.uplink.free(&other) == 0).then_some(())
+    })
+    .await;
+
+    let relayed = node.relayed();
+    assert!(relayed < 20 << 20, "{relayed} bytes to who reads none");
+    download.write(&layer[39 * MIB..]);
+    download.commit();
+    assert!(lazy.rest().await == layer);
+    eventually("room is made", AT_ALL, || async {
+        (node.uplink.free(&other) == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn readers_of_growing_layers_are_uploads_like_others() {
+    let node = Node::serving(1).await;
+    let layer = noise(4 * MIB, 7);
+    let (digest, mut download) = node.download(&layer);
+    download.write(&layer[..MIB]);
+    let mut first = node.peer(&digest, None, "0").await;
+    assert_eq!(first.status, 200);
+
+    let second = node.peer(&digest, None, "0").await;
+
+    assert_eq!(second.status, 503);
+    assert_eq!(second.header("x-peili-holders"), Some(""));
+    download.write(&layer[MIB..]);
+    assert!(first.rest().await == layer);
+}
+
+#[tokio::test]
+async fn a_manifest_comes_whole_when_its_last_byte_is_there() {
+    let node = Node::new().await;
+    let manifest = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[]}"#;
+    let digest = Digest::sha256(manifest);
+    let path = format!("/v2/app/manifests/{digest}?ns=registry.test");
+    let ask = |patience| {
+        let headers = [PEER, ("x-peili-growing", patience)];
+        let (node, path) = (&node, &path);
+        async move { node.ask("GET", path, &headers).await }
+    };
+    assert_eq!(ask("500").await.header("x-peili-flight"), Some("absent"));
+    let total = manifest.len() as u64;
+    let mut download = node.ingests.begin("manifest", &digest, total);
+    download.write(&manifest[..20]);
+    assert_eq!(ask("50").await.header("x-peili-flight"), Some("waiting"));
+
+    let (mut answer, ()) = tokio::join!(ask("1000"), async {
+        download.write(&manifest[20..]);
+    });
+
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/vnd.oci.image.manifest.v1+json")
+    );
+    assert_eq!(answer.rest().await, manifest);
+    download.write_at(3, b"x");
+    let wrong = ask("1000").await;
+    assert_eq!(
+        (wrong.status, wrong.header("x-peili-flight")),
+        (404, Some("waiting"))
+    );
+    assert_eq!(node.ask("GET", &path, &[PEER]).await.status, 404);
+}
