@@ -132,9 +132,9 @@ async fn look(flight: &Flight) -> Vec<Standing> {
             && flight.0.sharing == InFlightSharing::Auto
         {
             if let Some(got_more) = part.got_more(now) {
-                flight.note_registry(&part.image, got_more, now);
+                flight.registries().note(&part.image, got_more, now);
             }
-            let is_proven = flight.is_faster(&part.image, now);
+            let is_proven = flight.registries().is_faster(&part.image, now);
             if *part.slow.borrow() || !part.is_slow(node_rate, is_proven, now) {
                 continue;
             }
