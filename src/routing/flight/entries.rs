@@ -491,7 +491,7 @@ impl Flight {
         true
     }
 
-    fn children(&self, id: &PeerId, now: Instant) -> u32 {
+    pub fn children(&self, id: &PeerId, now: Instant) -> u32 {
         let children = self
             .entries
             .iter()

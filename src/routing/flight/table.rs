@@ -164,7 +164,10 @@ impl Table {
                 let id = other.node.id.clone();
                 return Said::Advice(follow(flight, &from.id, &id, has_place, now));
             }
-            if flight.may_lead_too(&from.id, now) {
+            // On its way to the registry a 2.x stands still in its own queue, and so would all who follow it.
+            let is_parent =
+                wish.generation == Generation::Two && flight.children(&from.id, now) > 0;
+            if !is_parent && flight.may_lead_too(&from.id, now) {
                 flight.grant(&from.id, lease, now);
                 return Said::Advice(Advice::Lead { lease });
             }

@@ -465,6 +465,36 @@ fn a_slow_one_takes_another_parent_and_leads_where_nobody_has_room() {
     assert!(is_lead(&world.ask("b", &slow)));
 }
 
+#[test]
+fn a_slow_2x_that_others_follow_goes_on_and_the_last_one_leads() {
+    for (generation, expected) in [(Generation::One, true), (Generation::Two, false)] {
+        let mut world = World::new();
+        assert!(is_lead(&world.ask("a", &wish(0))));
+        let slow = |parent, offset| Standing {
+            rate: MIB,
+            generation,
+            ..follows(parent, offset)
+        };
+        for step in 0..8 {
+            world.pass(250);
+            let full = Standing {
+                free: 0,
+                ..leads(50 * MIB + step)
+            };
+            world.report("a", full);
+            world.report("b", slow("a", 20 * MIB));
+            world.report("c", slow("b", 20 * MIB));
+        }
+        let wish = Wish {
+            is_slow: true,
+            generation,
+            ..wish(20 * MIB)
+        };
+        assert_eq!(is_lead(&world.ask("b", &wish)), expected);
+        assert_eq!(is_lead(&world.ask("c", &wish)), !expected);
+    }
+}
+
 /// As many as there are all become slow at once, and the registry is not endless: one goes first, and as many as have been
 /// shown to be worth it after each second and a half.
 #[test]
