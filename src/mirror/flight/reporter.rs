@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::blame::Giver;
 use super::part::{Role, Seen};
 use super::{Flight, InFlightSharing};
+use crate::inflight::{View, Watching};
 use crate::oci::Digest;
 use crate::routing::rendezvous::{Generation, Part, Standing};
 
@@ -30,16 +31,18 @@ pub(super) async fn run(flight: Flight) {
     let mut reported: Option<Instant> = None;
     let mut pulled: Option<Instant> = None;
     let mut told: HashMap<Digest, Part> = HashMap::new();
+    let mut watched = HashMap::new();
     loop {
         if flight.parts().is_empty() {
             told.clear();
+            watched.clear();
             flight.0.wake.notified().await;
             continue;
         }
         if flight.0.is_leaving.load(Ordering::Relaxed) {
             return;
         }
-        let standings = look(&flight).await;
+        let standings = look(&flight, &mut watched).await;
         let now = Instant::now();
         let has_news = standings.iter().any(|standing| {
             told.get(&standing.digest)
@@ -82,9 +85,16 @@ pub(super) async fn run(flight: Flight) {
 }
 
 /// Looks at every part; how those stand of which there is something to say.
-async fn look(flight: &Flight) -> Vec<Standing> {
+async fn look(flight: &Flight, watched: &mut HashMap<Digest, Watching>) -> Vec<Standing> {
     let digests: Vec<Digest> = flight.parts().keys().cloned().collect();
-    let seen = join_all(digests.iter().map(|digest| see(flight, digest))).await;
+    watched.retain(|digest, _| digests.contains(digest));
+    for digest in &digests {
+        let watch = || flight.0.inflight.watch(digest);
+        watched.entry(digest.clone()).or_insert_with(watch);
+    }
+    let views = digests.iter().map(|digest| watched[digest].view());
+    let looks = digests.iter().zip(views);
+    let seen = join_all(looks.map(|(digest, view)| see(flight, digest, view))).await;
     let now = Instant::now();
     let mut parts = flight.parts();
     let is_busy = parts.values().any(|part| now - part.grew < BUSY);
@@ -148,7 +158,7 @@ async fn look(flight: &Flight) -> Vec<Standing> {
     standings
 }
 
-async fn see(flight: &Flight, digest: &Digest) -> Seen {
+async fn see(flight: &Flight, digest: &Digest, view: View) -> Seen {
     let known = flight
         .parts()
         .get(digest)
@@ -180,17 +190,17 @@ async fn see(flight: &Flight, digest: &Digest) -> Seen {
             }
         }
     }
-    // An error here was told of at the start, and is none of this pull's.
-    if let Ok(Some(ingest)) = flight.0.inflight.find(digest).await {
-        let written = ingest.written().unwrap_or(0);
-        if let Some(part) = flight.parts().get_mut(digest) {
-            part.ingest = Some(ingest);
+    match view {
+        // The watcher may not have seen its end yet.
+        View::Growing { ingest, .. } if !ingest.is_unlinked() => {
+            let written = ingest.written().unwrap_or(0);
+            if let Some(part) = flight.parts().get_mut(digest) {
+                part.ingest = Some(ingest);
+            }
+            Seen::Growing(written)
         }
-        return Seen::Growing(written);
-    }
-    match is_whole(flight, digest).await {
-        true => Seen::Whole,
-        false => Seen::Nothing,
+        View::Whole if is_whole(flight, digest).await => Seen::Whole,
+        _ => Seen::Nothing,
     }
 }
 
