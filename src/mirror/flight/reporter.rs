@@ -1,14 +1,16 @@
 //! Looks at what this node is getting, and tells those who must know.
 //!
 //! Nothing on disk says whether a download is alive but its growth, so it is looked at: twenty times a second while there
-//! is something to look at, and not at all else.
+//! is something to look at, and not at all else. What is told is told beside that: a meeting point that is slow to answer
+//! keeps nobody from looking, and reports do not wait for words about images.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::blame::Giver;
@@ -16,7 +18,7 @@ use super::part::{Role, Seen};
 use super::{Flight, InFlightSharing};
 use crate::inflight::{View, Watching};
 use crate::oci::Digest;
-use crate::routing::rendezvous::{Generation, Part, Standing};
+use crate::routing::rendezvous::{Course, Generation, Part, Standing};
 
 /// A vanished ingest is told of within this: until then nobody may lead in its stead. A look costs a call of fstat(2).
 const LOOK: Duration = Duration::from_millis(50);
@@ -27,11 +29,21 @@ const BUSY: Duration = Duration::from_secs(1);
 /// Whoever pulls an image says so this often.
 const PULLS: Duration = Duration::from_millis(500);
 
+/// What has been told.
+enum Told {
+    /// How flights stand, and which parts of this node are over by that.
+    Parts(Vec<Course>, Vec<Digest>),
+    Images,
+}
+
 pub(super) async fn run(flight: Flight) {
     let mut reported: Option<Instant> = None;
     let mut pulled: Option<Instant> = None;
     let mut told: HashMap<Digest, Part> = HashMap::new();
     let mut watched = HashMap::new();
+    // At most one of each kind, so that no report overtakes another.
+    let mut telling = JoinSet::new();
+    let (mut is_reporting, mut tells_images) = (false, false);
     loop {
         if flight.parts().is_empty() {
             told.clear();
@@ -42,14 +54,16 @@ pub(super) async fn run(flight: Flight) {
         if flight.0.is_leaving.load(Ordering::Relaxed) {
             return;
         }
+        let next = Instant::now() + LOOK;
         let standings = look(&flight, &mut watched).await;
         let now = Instant::now();
         let has_news = standings.iter().any(|standing| {
             told.get(&standing.digest)
                 .is_none_or(|before| !is_alike(before, &standing.part))
         });
-        if has_news || reported.is_none_or(|at| now - at >= REPORT) {
-            reported = Some(now);
+        let is_due = has_news || reported.is_none_or(|at| now - at >= REPORT);
+        if is_due && !is_reporting {
+            (reported, is_reporting) = (Some(now), true);
             told = standings
                 .iter()
                 .map(|standing| (standing.digest.clone(), standing.part.clone()))
@@ -59,28 +73,52 @@ pub(super) async fn run(flight: Flight) {
                 .filter(|standing| matches!(standing.part, Part::Holds | Part::Gone))
                 .map(|standing| standing.digest.clone())
                 .collect();
-            let courses = flight.0.rendezvous.report(standings).await;
-            let mut parts = flight.parts();
-            for course in courses {
-                if let Some(part) = parts.get_mut(&course.digest)
-                    // Once whoever led has it all there is nobody who leads; what he was like is remembered.
-                    && course.progress.rate > 0
-                {
-                    part.progress = course.progress;
-                }
-            }
-            for digest in over {
-                // Somebody may have asked again meanwhile.
-                if parts.get(&digest).is_some_and(|part| part.requests == 0) {
-                    parts.remove(&digest);
-                }
+            let rendezvous = flight.0.rendezvous.clone();
+            telling.spawn(async move { Told::Parts(rendezvous.report(standings).await, over) });
+        }
+        if !tells_images && pulled.is_none_or(|at| now - at >= PULLS) {
+            (pulled, tells_images) = (Some(now), true);
+            let flight = flight.clone();
+            telling.spawn(async move {
+                tell_images(&flight, now).await;
+                Told::Images
+            });
+        }
+        loop {
+            tokio::select! {
+                () = sleep_until(next) => break,
+                Some(done) = telling.join_next() => match done {
+                    Ok(Told::Parts(courses, over)) => {
+                        is_reporting = false;
+                        heard(&flight, courses, over);
+                    }
+                    Ok(Told::Images) => tells_images = false,
+                    Err(error) => {
+                        warn!(%error, "telling about this node's parts has failed");
+                        (is_reporting, tells_images) = (false, false);
+                    }
+                },
             }
         }
-        if pulled.is_none_or(|at| now - at >= PULLS) {
-            pulled = Some(now);
-            tell_images(&flight, now).await;
+    }
+}
+
+/// What the meeting points have answered to a report.
+fn heard(flight: &Flight, courses: Vec<Course>, over: Vec<Digest>) {
+    let mut parts = flight.parts();
+    for course in courses {
+        if let Some(part) = parts.get_mut(&course.digest)
+            // Once whoever led has it all there is nobody who leads; what he was like is remembered.
+            && course.progress.rate > 0
+        {
+            part.progress = course.progress;
         }
-        sleep(LOOK).await;
+    }
+    for digest in over {
+        // Somebody may have asked again meanwhile.
+        if parts.get(&digest).is_some_and(|part| part.requests == 0) {
+            parts.remove(&digest);
+        }
     }
 }
 
