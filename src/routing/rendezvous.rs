@@ -62,6 +62,8 @@ pub enum Doubt {
     Corrupt,
     /// It has too many others already.
     Busy,
+    /// It has not got as far as this node by its own account: nothing is wrong with it.
+    Behind,
 }
 
 /// What to do about a wish.
@@ -142,6 +144,7 @@ impl fmt::Display for Doubt {
             Doubt::Silent => "silent",
             Doubt::Corrupt => "corrupt",
             Doubt::Busy => "busy",
+            Doubt::Behind => "behind",
         })
     }
 }

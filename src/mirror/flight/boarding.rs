@@ -258,6 +258,7 @@ impl Boarding {
             PeerError::Refused => Doubt::Refused,
             PeerError::Absent => Doubt::Gone,
             PeerError::Busy { .. } => Doubt::Busy,
+            PeerError::NotSatisfiable { .. } => Doubt::Behind,
             _ => Doubt::Silent,
         };
         if self.doubts.len() < MAX_DOUBTS {

@@ -86,8 +86,10 @@ pub struct Flight {
     pub entries: Vec<Entry>,
     /// (child, parent, until): the child got nothing from the parent.
     bad: Vec<(PeerId, PeerId, Instant)>,
-    /// (node, until): sent wrong bytes, by the word of two.
+    /// (child, parent, until): sent wrong bytes, which counts for others by the word of two.
     corrupt: Vec<(PeerId, PeerId, Instant)>,
+    /// (child, parent, until): had too many others already, which counts for others by the word of two.
+    busy: Vec<(PeerId, PeerId, Instant)>,
     /// Since when nobody who leads has got anything. None while nobody leads.
     quiet_since: Option<Instant>,
     /// Since when somebody further ahead than an asker has been waited for.
@@ -166,6 +168,7 @@ impl Flight {
             entries: Vec::new(),
             bad: Vec::new(),
             corrupt: Vec::new(),
+            busy: Vec::new(),
             quiet_since: None,
             heir_since: None,
             alone: 0,
@@ -195,6 +198,7 @@ impl Flight {
         self.entries.retain(|entry| entry.is_live(now));
         self.bad.retain(|(_, _, until)| now < *until);
         self.corrupt.retain(|(_, _, until)| now < *until);
+        self.busy.retain(|(_, _, until)| now < *until);
         if !self.is_led(now) {
             self.quiet_since = None;
         }
@@ -231,14 +235,17 @@ impl Flight {
     }
 
     /// A child's word costs its parent that child and nothing more: what the parent says of itself, or its silence, decides
-    /// over the rest. Two who say that bytes were wrong are believed.
+    /// over the rest. Two who say that bytes were wrong, or that it is busy, are believed: two as connections prove it, not
+    /// one who says so twice.
     fn doubts(&mut self, child: &PeerId, parent: &PeerId, doubt: Doubt, now: Instant) {
         /// A few times the entries: more is no child's honest word.
         const MAX_DOUBTS: usize = 4 * MAX_ENTRIES;
         let (list, until) = match doubt {
             Doubt::Corrupt => (&mut self.corrupt, now + CORRUPT),
             // It said so itself, and will say when that has changed.
-            Doubt::Busy => (&mut self.bad, now + BAD / 4),
+            Doubt::Busy => (&mut self.busy, now + BAD / 4),
+            // It grows.
+            Doubt::Behind => (&mut self.bad, now + BAD / 4),
             _ => (&mut self.bad, now + BAD),
         };
         list.retain(|(c, p, until)| now < *until && (c, p) != (child, parent));
@@ -246,11 +253,6 @@ impl Flight {
             list.remove(0);
         }
         list.push((child.clone(), parent.clone(), until));
-        if doubt == Doubt::Busy
-            && let Some(entry) = self.entry_mut(parent)
-        {
-            entry.free = 0;
-        }
     }
 
     /// A child leaves a parent that brings too little: it should not be sent back there at once.
@@ -262,15 +264,13 @@ impl Flight {
     }
 
     fn is_bad(&self, child: &PeerId, parent: &PeerId, now: Instant) -> bool {
-        let said =
-            |(c, p, until): &&(PeerId, PeerId, Instant)| c == child && p == parent && now < *until;
-        let accusers: HashSet<_> = self
-            .corrupt
+        let bad = accusers(&self.bad, parent, now);
+        let corrupt = accusers(&self.corrupt, parent, now);
+        let busy = accusers(&self.busy, parent, now);
+        [&bad, &corrupt, &busy]
             .iter()
-            .filter(|(_, p, until)| p == parent && now < *until)
-            .map(|(c, _, _)| c)
-            .collect();
-        self.bad.iter().any(|edge| said(&edge)) || accusers.contains(child) || accusers.len() > 1
+            .any(|all| all.contains(child))
+            || corrupt.len() > 1
     }
 
     /// What a node says of itself.
@@ -506,6 +506,7 @@ impl Flight {
         // Whoever has it all says so once, and those who took it meanwhile are done.
         let is_old = now.saturating_duration_since(entry.heard) > ASKING;
         let free = match entry.role {
+            _ if accusers(&self.busy, entry.id(), now).len() > 1 => 0,
             Role::Holds if is_old => FANOUT,
             _ => entry.free.saturating_sub(entry.promised),
         };
@@ -576,4 +577,16 @@ impl Flight {
             )
         })
     }
+}
+
+/// Who holds something against `parent`: names that connections have proven.
+fn accusers<'a>(
+    said: &'a [(PeerId, PeerId, Instant)],
+    parent: &PeerId,
+    now: Instant,
+) -> HashSet<&'a PeerId> {
+    let said = said
+        .iter()
+        .filter(|(_, p, until)| p == parent && now < *until);
+    said.map(|(child, _, _)| child).collect()
 }

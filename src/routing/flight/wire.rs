@@ -150,6 +150,8 @@ enum DoubtKind {
     Gone = 2,
     Corrupt = 3,
     Busy = 4,
+    /// An older node takes it for Silent, which costs the child the same parent for a little longer.
+    Behind = 5,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -317,6 +319,7 @@ impl Question {
                         DoubtKind::Gone => Doubt::Gone,
                         DoubtKind::Corrupt => Doubt::Corrupt,
                         DoubtKind::Busy => Doubt::Busy,
+                        DoubtKind::Behind => Doubt::Behind,
                     };
                     Some((name(&doubt.id)?, kind))
                 });
@@ -503,6 +506,7 @@ fn doubt((id, doubt): &(PeerId, Doubt)) -> DoubtMessage {
         Doubt::Gone => DoubtKind::Gone,
         Doubt::Corrupt => DoubtKind::Corrupt,
         Doubt::Busy => DoubtKind::Busy,
+        Doubt::Behind => DoubtKind::Behind,
     };
     DoubtMessage {
         id: id.to_string(),

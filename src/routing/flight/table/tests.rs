@@ -405,6 +405,60 @@ fn one_childs_word_costs_a_parent_that_child_alone() {
 }
 
 #[test]
+fn the_word_of_one_however_often_and_whatever_he_says_costs_nobody_else_a_parent() {
+    for doubt in [
+        Doubt::Refused,
+        Doubt::Gone,
+        Doubt::Silent,
+        Doubt::Corrupt,
+        Doubt::Busy,
+        Doubt::Behind,
+    ] {
+        let mut world = World::new();
+        world.report("a", standing(Part::Holds, 100 * MIB));
+        for _ in 0..5 {
+            let doubts = vec![(PeerId::new("a"), doubt); 3];
+            let said = world.ask("liar", &Wish { doubts, ..wish(0) });
+            assert_ne!(parent(&said), Some("a"), "{doubt}");
+        }
+
+        assert_eq!(parent(&world.ask("b", &wish(0))), Some("a"), "{doubt}");
+    }
+}
+
+#[test]
+fn who_is_behind_is_not_asked_again_at_once_and_later_is() {
+    let mut world = World::new();
+    world.report("a", standing(Part::Holds, 100 * MIB));
+    world.report("b", standing(Part::Holds, 100 * MIB));
+    for (behind, other) in [("a", "b"), ("b", "a")] {
+        let doubts = vec![(PeerId::new(behind), Doubt::Behind)];
+        let said = world.ask("x", &Wish { doubts, ..wish(0) });
+        assert_eq!(parent(&said), Some(other));
+        world.pass(1001);
+    }
+}
+
+#[test]
+fn who_is_busy_by_the_word_of_two_is_passed_over_for_a_moment() {
+    let mut world = World::new();
+    world.report("a", leads(50 * MIB));
+    world.report("b", follows("a", 40 * MIB));
+    for child in ["x", "y"] {
+        let doubts = vec![(PeerId::new("a"), Doubt::Busy)];
+        world.ask(child, &Wish { doubts, ..wish(0) });
+        world.report(child, standing(Part::Gone, 0));
+    }
+    assert_eq!(parent(&world.ask("z", &wish(0))), Some("b"));
+    world.report("z", standing(Part::Gone, 0));
+    world.pass(1001);
+    world.report("a", leads(51 * MIB));
+    world.report("b", standing(Part::Gone, 0));
+
+    assert_eq!(parent(&world.ask("z", &wish(0))), Some("a"));
+}
+
+#[test]
 fn wrong_bytes_by_the_word_of_two_are_nobodys() {
     let mut world = World::new();
     world.report("bad", standing(Part::Holds, 100 * MIB));
