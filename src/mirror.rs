@@ -310,6 +310,9 @@ impl Mirror {
                     Some(digest) => {
                         let peer = &source.delivery.peer.id;
                         self.scoreboard.delivered(peer, Instant::now());
+                        if let Some(boarding) = &sources.boarding {
+                            boarding.gives_up_to(bytes.len() as u64);
+                        }
                         return Ok(Manifest {
                             bytes,
                             digest,

@@ -193,8 +193,11 @@ impl Body {
             self.since = self.brought;
             self.waited = Duration::ZERO;
         }
-        if let Some(boarding) = self.sources.boarding.as_ref().filter(|_| is_growing) {
-            boarding.saved(chunk.len() as u64);
+        if let Some(boarding) = &self.sources.boarding {
+            boarding.gives_up_to(self.offset);
+            if is_growing {
+                boarding.saved(chunk.len() as u64);
+            }
         }
         // Told here: who has got the length that he was promised does not ask for more.
         if self.offset == self.end {

@@ -20,7 +20,7 @@ pub mod registries;
 mod reporter;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -231,13 +231,14 @@ impl Flight {
             Part::new(image, puller.generation, expecting, now)
         });
         part.requests += 1;
-        let slow = part.slow.subscribe();
+        let (slow, given) = (part.slow.subscribe(), part.given.clone());
         drop(parts);
         self.0.wake.notify_one();
         Some(Aboard {
             flight: self.clone(),
             digest: digest.clone(),
             slow,
+            given,
         })
     }
 
@@ -287,6 +288,8 @@ struct Aboard {
     digest: Digest,
     /// Turns true when leading would be faster.
     slow: watch::Receiver<bool>,
+    /// How far the bytes go that containerd was given.
+    given: Arc<AtomicU64>,
 }
 
 impl Drop for Aboard {

@@ -1,5 +1,6 @@
 //! One request of this node's containerd, on its way to a source that is still growing.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::Method;
@@ -185,6 +186,11 @@ impl Boarding {
             }
             part.givers.push(giver);
         });
+    }
+
+    /// containerd is given all bytes before `offset`, or has them.
+    pub fn gives_up_to(&self, offset: u64) {
+        self.aboard.given.fetch_max(offset, Ordering::Relaxed);
     }
 
     /// Bytes that came from a node that was still getting them.
