@@ -81,10 +81,16 @@ impl Sources {
     /// The first that delivers what is asked for.
     pub async fn deliver(&mut self, ask: &Ask) -> Result<Source, FetchError> {
         let source = match (self.search.deliver(ask).await, &mut self.boarding) {
-            (Ok(delivery), _) => Source {
-                delivery,
-                growing: None,
-            },
+            (Ok(delivery), boarding) => {
+                if let Some(boarding) = boarding {
+                    boarding.takes_what_is_whole();
+                }
+                Source {
+                    delivery,
+                    growing: None,
+                }
+            }
+            // Nobody has it, or those who have it fail, or are all busy: one of those who are getting it may have room.
             (Err(FetchError::NoPeer(_) | FetchError::Exhausted { .. }), Some(boarding)) => {
                 let Boarded { delivery, depth } = boarding.deliver(ask).await?;
                 Source {

@@ -113,6 +113,8 @@ pub enum Part {
     Follows {
         parent: PeerId,
     },
+    /// From somebody who has it whole. Where those who have it are busy, others can follow this one.
+    Takes,
     /// Wholly here.
     Holds,
     /// Not any more: the ingest vanished without a blob, or the pull was given up.

@@ -209,6 +209,13 @@ impl Boarding {
         self.doubt(parent, error);
     }
 
+    /// A node that has it whole delivers: whoever finds such nodes busy can follow this one.
+    pub fn takes_what_is_whole(&self) {
+        self.flight.change(&self.digest, |part| {
+            part.becomes(Role::Takes, Instant::now());
+        });
+    }
+
     /// `peer` brings bytes: whose fault it was will be asked if containerd refuses them.
     pub fn takes_from(&self, peer: &Peer, ask: &Ask) {
         /// Of a body that went on with so many others, all that matter are among the last.
@@ -340,15 +347,20 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
+    use bytes::Bytes;
+    use futures::TryStreamExt as _;
 
     use super::*;
     use crate::inflight::{ContentRoot, Inflight, Uplink};
     use crate::mirror::flight::{Metrics, Parts};
     use crate::mirror::{self, InFlightSharing, Wanted};
+    use crate::routing::Router as _;
     use crate::routing::rendezvous::{Course, Rendezvous, Standing};
     use crate::testing::content::FakeStore;
     use crate::testing::ingest::FakeIngests;
-    use crate::testing::router::FakeSwarm;
+    use crate::testing::noise;
+    use crate::testing::peer::FakePeer;
+    use crate::testing::router::{FakeRouter, FakeSwarm};
 
     /// Says the same to everybody, after a while.
     struct Oracle {
@@ -370,14 +382,14 @@ mod tests {
         async fn pulls(&self, _: &str, _: Generation, _: bool) {}
     }
 
-    /// A node that finds no holder, however long it looks, and how long it lets its containerd wait for a blob and for a
-    /// manifest.
-    async fn waits(advice: Advice, after: Duration, generation: Generation) -> [Duration; 2] {
-        let ingests = FakeIngests::new();
+    /// A node whose meeting points say `advice`.
+    fn node(
+        ingests: &FakeIngests,
+        router: FakeRouter,
+        (advice, after): (Advice, Duration),
+    ) -> (Mirror, Flight) {
         let root = ContentRoot::known(ingests.root().to_owned());
         let metrics = prometheus::Registry::new();
-        let router = FakeSwarm::new().join(([10, 0, 0, 1], 5000).into());
-        router.hang_lookups();
         let parts = Parts {
             rendezvous: Arc::new(Oracle { advice, after }),
             store: Arc::new(FakeStore::default()),
@@ -389,10 +401,63 @@ mod tests {
             retries: 3,
             zone: None,
         };
-        let mirror = Mirror::new(Arc::new(router), config, mirror::Metrics::new(&metrics))
-            .with_flight(Flight::new(parts, Metrics::new(&metrics)));
-        let digest = Digest::sha256(b"layer");
-        let wanted = |digest: &Digest| Wanted {
+        let flight = Flight::new(parts, Metrics::new(&metrics));
+        let mirror = Mirror::new(Arc::new(router), config, mirror::Metrics::new(&metrics));
+        (mirror.with_flight(flight.clone()), flight)
+    }
+
+    #[tokio::test]
+    async fn where_all_holders_are_busy_somebody_who_is_getting_it_is_followed() {
+        let layer = noise(100_000, 1);
+        let holder = FakePeer::serving(layer.clone()).busy_and_naming(&[]);
+        let holder = holder.spawn().await;
+        let other = FakePeer::serving(layer.clone()).spawn().await;
+        let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
+        let digest = Digest::sha256(&layer);
+        let held = swarm.join(holder.peer().registry[0]);
+        held.advertise(vec![Key::Content(digest.clone())])
+            .await
+            .unwrap();
+        let follow = Advice::Follow {
+            parent: other.peer(),
+            depth: 1,
+            is_queued: false,
+        };
+        let router = swarm.join(([127, 0, 0, 1], 5000).into());
+        let (mirror, flight) = node(&ingests, router, (follow, Duration::ZERO));
+
+        let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
+
+        let body = fetched.unwrap().body;
+        let role = flight.role(&digest);
+        let bytes: Vec<Bytes> = body.try_collect().await.unwrap();
+        assert!(bytes.concat() == layer);
+        assert_eq!((holder.asked().len(), other.asked().len()), (1, 1));
+        let parent = other.peer().id;
+        assert_eq!(role, Some(Role::Follows { parent }));
+    }
+
+    #[tokio::test]
+    async fn who_takes_what_is_whole_says_so() {
+        let layer = noise(100_000, 2);
+        let holder = FakePeer::serving(layer.clone()).spawn().await;
+        let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
+        let digest = Digest::sha256(&layer);
+        let held = swarm.join(holder.peer().registry[0]);
+        held.advertise(vec![Key::Content(digest.clone())])
+            .await
+            .unwrap();
+        let router = swarm.join(([127, 0, 0, 1], 5000).into());
+        let (mirror, flight) = node(&ingests, router, (wait(false), Duration::ZERO));
+
+        let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
+
+        assert_eq!(flight.role(&digest), Some(Role::Takes));
+        drop(fetched);
+    }
+
+    fn wanted(digest: &Digest, generation: Generation) -> Wanted {
+        Wanted {
             key: Key::Content(digest.clone()),
             path_and_query: format!("/v2/app/blobs/{digest}?ns=registry.test"),
             puller: Puller {
@@ -400,15 +465,24 @@ mod tests {
                 generation,
                 may_ask_again: false,
             },
-        };
+        }
+    }
 
+    /// How long a node that finds no holder, however long it looks, lets its containerd wait for a blob and for a manifest.
+    async fn waits(advice: Advice, after: Duration, generation: Generation) -> [Duration; 2] {
+        let ingests = FakeIngests::new();
+        let router = FakeSwarm::new().join(([10, 0, 0, 1], 5000).into());
+        router.hang_lookups();
+        let (mirror, _) = node(&ingests, router, (advice, after));
+        let digest = Digest::sha256(b"layer");
         let began = Instant::now();
-        let blob = mirror.blob(wanted(&digest), None).await.err();
+        let blob = mirror.blob(wanted(&digest, generation), None).await.err();
         let took = began.elapsed();
         assert!(matches!(blob, Some(FetchError::Lead(_))), "{blob:?}");
         let digest = Digest::sha256(b"manifest");
         let began = Instant::now();
-        let manifest = mirror.manifest(wanted(&digest), &digest).await.err();
+        let manifest = mirror.manifest(wanted(&digest, generation), &digest).await;
+        let manifest = manifest.err();
         assert!(
             matches!(manifest, Some(FetchError::Lead(_))),
             "{manifest:?}"

@@ -74,8 +74,14 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     Asks,
-    Leads { lease: u64 },
-    Follows { parent: PeerId },
+    Leads {
+        lease: u64,
+    },
+    Follows {
+        parent: PeerId,
+    },
+    /// Its containerd gets it from a node that has it whole.
+    Takes,
 }
 
 /// What a look at the content directory says.
@@ -193,12 +199,13 @@ impl Part {
             (Seen::Abandoned | Seen::Refused, _) => Some(words::Part::Gone),
             (Seen::Growing(_) | Seen::Checked(_), _) if is_dead => Some(words::Part::Gone),
             (Seen::Nothing, Role::Leads { .. }) if self.age(now) > START => Some(words::Part::Gone),
-            (Seen::Nothing, Role::Asks | Role::Follows { .. }) if has_left => {
+            (Seen::Nothing, Role::Asks | Role::Follows { .. } | Role::Takes) if has_left => {
                 Some(words::Part::Gone)
             }
             (Seen::Growing(_) | Seen::Checked(_), Role::Asks) if has_left => {
                 Some(words::Part::Gone)
             }
+            (_, Role::Takes) => Some(words::Part::Takes),
             (_, Role::Leads { lease }) => {
                 let quiet = now.saturating_duration_since(self.grew.max(self.since));
                 // 1.x asks the registry at once: one that is quiet waits for the registry.

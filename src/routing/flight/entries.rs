@@ -77,6 +77,8 @@ pub enum Role {
     Follows {
         parent: PeerId,
     },
+    /// From somebody who has it whole.
+    Takes,
     Holds,
 }
 
@@ -127,7 +129,7 @@ impl Entry {
         let memory = match self.role {
             Role::Asks => ASKING,
             Role::Leads { granted, .. } if now - granted < START => return true,
-            Role::Leads { .. } | Role::Follows { .. } => LIVE,
+            Role::Leads { .. } | Role::Follows { .. } | Role::Takes => LIVE,
             Role::Holds => HOLDING,
         };
         now.saturating_duration_since(self.heard) < memory
@@ -139,6 +141,15 @@ impl Entry {
 
     pub fn is_holding(&self, now: Instant) -> bool {
         self.role == Role::Holds && self.is_live(now)
+    }
+
+    pub fn is_taking(&self, now: Instant) -> bool {
+        self.role == Role::Takes && self.is_live(now)
+    }
+
+    /// It needs nobody of this flight to get on, or has it.
+    fn is_root(&self, now: Instant) -> bool {
+        self.is_leading(now) || self.is_taking(now) || self.is_holding(now)
     }
 
     pub fn promise(&mut self) {
@@ -226,7 +237,7 @@ impl Flight {
             }
             // A pull may begin anew with less than there was.
             entry.offset = wish.offset;
-            if entry.role == Role::Holds {
+            if matches!(entry.role, Role::Holds | Role::Takes) {
                 entry.role = Role::Asks;
                 entry.joined = now;
             }
@@ -319,19 +330,24 @@ impl Flight {
             Part::Follows { parent } => Role::Follows {
                 parent: parent.clone(),
             },
+            Part::Takes => {
+                is_sign = has_grown;
+                Role::Takes
+            }
             Part::Holds => Role::Holds,
             Part::Gone => return,
         };
+        let is_leading = matches!(standing.part, Part::Leads { .. });
         if is_sign {
             let rate = entry.rate;
             entry.sign = Some(now);
-            if self.leaders(now).count() == 1 {
+            if is_leading {
+                self.quiet_since = Some(now);
+            }
+            if is_leading && self.leaders(now).count() == 1 {
                 self.alone = rate;
             }
-        }
-        if is_sign {
-            self.quiet_since = Some(now);
-        } else if matches!(standing.part, Part::Leads { .. }) {
+        } else if is_leading {
             self.quiet_since.get_or_insert(now);
         }
     }
@@ -405,7 +421,11 @@ impl Flight {
         let since = |at: Instant| now.saturating_duration_since(at);
         let offset = self.entry(asker).map_or(0, |entry| entry.offset);
         let asking = self.asking(asker, now);
-        let mut helpers = self.leaders(now).filter(|l| l.helps(offset)).peekable();
+        let sources = self
+            .entries
+            .iter()
+            .filter(|entry| entry.is_leading(now) || entry.is_taking(now) && entry.id() != asker);
+        let mut helpers = sources.filter(|l| l.helps(offset)).peekable();
         if helpers.peek().is_none() {
             return asking;
         }
@@ -425,6 +445,12 @@ impl Flight {
     pub fn is_held_for(&self, asker: &PeerId, now: Instant) -> bool {
         let mut holders = self.entries.iter().filter(|entry| entry.is_holding(now));
         holders.any(|holder| !self.is_bad(asker, holder.id(), now))
+    }
+
+    /// Whether somebody takes it from one who has it, and has not failed `asker` lately.
+    pub fn is_taken_for(&self, asker: &PeerId, now: Instant) -> bool {
+        let mut takers = self.entries.iter().filter(|entry| entry.is_taking(now));
+        takers.any(|taker| taker.id() != asker && !self.is_bad(asker, taker.id(), now))
     }
 
     /// The place of `asker` in the line of those who wait: 1 is the first. Before it are those who lead beside the first
@@ -470,7 +496,7 @@ impl Flight {
             let Some(entry) = self.entry(at) else {
                 return (steps > 0).then_some(steps);
             };
-            if entry.is_leading(now) || entry.is_holding(now) {
+            if entry.is_root(now) {
                 return Some(steps);
             }
             at = entry.parent().filter(|_| entry.is_live(now))?;
@@ -517,7 +543,7 @@ impl Flight {
     /// who was sent the fewest.
     pub fn deputy(&self, asker: &Peer, me: &PeerId, now: Instant) -> Option<PeerId> {
         let able = self.entries.iter().filter(|entry| {
-            let has_table = matches!(entry.role, Role::Follows { .. } | Role::Holds);
+            let has_table = matches!(entry.role, Role::Follows { .. } | Role::Takes | Role::Holds);
             *entry.id() != asker.id
                 && entry.id() != me
                 && has_table
@@ -558,8 +584,7 @@ impl Flight {
             {
                 return None;
             }
-            let is_root = entry.is_leading(now) || entry.is_holding(now);
-            if entry.offset < offset && !is_root {
+            if entry.offset < offset && !entry.is_root(now) {
                 return None;
             }
             Some((entry, self.depth(id, now)?))

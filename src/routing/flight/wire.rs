@@ -225,6 +225,8 @@ enum PartKind {
     Leads = 1,
     Follows = 2,
     Holds = 3,
+    /// An older node takes it for Gone, and so does without this source.
+    Takes = 4,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -536,6 +538,7 @@ fn standing(standing: &Standing, of: Option<&Peer>) -> StandingMessage {
             message.parent = parent.to_string();
             PartKind::Follows
         }
+        Part::Takes => PartKind::Takes,
         Part::Holds => PartKind::Holds,
     };
     message.set_part(part);
@@ -557,6 +560,7 @@ fn read_standing(message: &StandingMessage) -> Option<Standing> {
         PartKind::Follows => Part::Follows {
             parent: name(&message.parent)?,
         },
+        PartKind::Takes => Part::Takes,
         PartKind::Holds => Part::Holds,
     };
     Some(Standing {

@@ -458,6 +458,61 @@ fn who_is_busy_by_the_word_of_two_is_passed_over_for_a_moment() {
     assert_eq!(parent(&world.ask("z", &wish(0))), Some("a"));
 }
 
+fn takes(offset: u64) -> Standing {
+    standing(Part::Takes, offset)
+}
+
+fn busy(holder: &str, offset: u64) -> Wish {
+    Wish {
+        doubts: vec![(PeerId::new(holder), Doubt::Busy)],
+        ..wish(offset)
+    }
+}
+
+#[test]
+fn who_finds_holders_busy_follows_those_who_take_from_them() {
+    let mut world = World::new();
+    world.report("holder", standing(Part::Holds, 100 * MIB));
+    world.report("taker", takes(10 * MIB));
+
+    assert_eq!(parent(&world.ask("a", &wish(0))), Some("holder"));
+    assert_eq!(parent(&world.ask("a", &busy("holder", 0))), Some("taker"));
+    assert_eq!(parent(&world.ask("b", &busy("holder", 0))), Some("taker"));
+    world.report("a", follows("taker", MIB));
+    world.report("b", follows("taker", MIB));
+    let third = world.ask("c", &busy("holder", 0));
+    assert!(matches!(parent(&third), Some("a" | "b")), "{third:?}");
+}
+
+#[test]
+fn who_takes_and_has_lost_its_holder_is_not_its_own_source_and_the_first_leads() {
+    let mut world = World::new();
+    world.report("taker", takes(10 * MIB));
+
+    assert!(is_lead(&world.ask("taker", &wish(10 * MIB))));
+
+    let mut world = World::new();
+    world.report("one", takes(10 * MIB));
+    world.report("two", takes(20 * MIB));
+    assert_eq!(parent(&world.ask("one", &wish(10 * MIB))), Some("two"));
+}
+
+#[test]
+fn takers_that_get_nothing_are_waited_for_no_longer_than_a_silent_leader() {
+    let mut world = World::new();
+    let mut waited = Duration::ZERO;
+    loop {
+        world.report("taker", takes(0));
+        if is_lead(&world.ask("a", &wish(0))) {
+            break;
+        }
+        world.pass(100);
+        waited += Duration::from_millis(100);
+        assert!(waited <= patience(1), "{waited:?}");
+    }
+    assert_eq!(waited, patience(1));
+}
+
 #[test]
 fn wrong_bytes_by_the_word_of_two_are_nobodys() {
     let mut world = World::new();
