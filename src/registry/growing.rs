@@ -26,8 +26,7 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 /// up to 6 ms before its request reaches us. What is in neither place for so long is not coming.
 const ABSENT_AFTER: Duration = Duration::from_millis(20);
 
-/// While this node's containerd is about to begin a download, whether it still is, and whether the blob is there, is asked
-/// again after this, if nothing is heard.
+/// While this node's containerd is about to begin a download, whether it still is is asked again after this.
 const STILL: Duration = Duration::from_millis(100);
 
 /// A peer that waits for content of this node.
@@ -90,9 +89,9 @@ impl<'a> Waiting<'a> {
         Ok((ingest.written().unwrap_or(0) >= needed).then_some(ingest))
     }
 
-    /// Returns when it is time to look again; the answer to the peer where it is not.
+    /// Returns when it is time to look again; the answer to the peer where it is not. Nobody looks but the watcher until it
+    /// has seen something.
     async fn again(&mut self) -> Result<(), Ended> {
-        let now = Instant::now();
         let (watching, _) = match &mut self.seat {
             Some(seat) => seat,
             None => {
@@ -100,17 +99,6 @@ impl<'a> Waiting<'a> {
                 let seat = inflight.seat().ok_or(Ended::Full)?;
                 self.seat.insert((inflight.watch(self.digest), seat))
             }
-        };
-        let until = if self.needed.is_some() || self.registry.inflight.is_expected(self.digest) {
-            self.hoped = now;
-            if now >= self.deadline {
-                return Err(Ended::Flight(Flight::Waiting));
-            }
-            self.deadline.min(now + STILL)
-        } else if now.saturating_duration_since(self.hoped) >= ABSENT_AFTER {
-            return Err(Ended::Flight(Flight::Absent));
-        } else {
-            self.hoped + ABSENT_AFTER
         };
         let needed = self.needed;
         let is_time = move |view: &View| match (view, needed) {
@@ -120,9 +108,27 @@ impl<'a> Waiting<'a> {
             (View::Nothing, needed) => needed.is_some(),
             (View::Unknown, _) => false,
         };
-        let is_early = is_time(&watching.view());
-        watching.wait(until, is_time).await;
-        if is_early {
+        let was_time = is_time(&watching.view());
+        loop {
+            let now = Instant::now();
+            let is_expected = self.registry.inflight.is_expected(self.digest);
+            let until = if needed.is_some() || is_expected {
+                self.hoped = now;
+                if now >= self.deadline {
+                    return Err(Ended::Flight(Flight::Waiting));
+                }
+                self.deadline.min(now + STILL)
+            } else if now.saturating_duration_since(self.hoped) >= ABSENT_AFTER {
+                return Err(Ended::Flight(Flight::Absent));
+            } else {
+                self.hoped + ABSENT_AFTER
+            };
+            watching.wait(until, is_time).await;
+            if is_time(&watching.view()) {
+                break;
+            }
+        }
+        if was_time {
             // What was there at the last look was no use: not in a circle.
             sleep(POLL).await;
         }
