@@ -38,6 +38,10 @@ test-matrix: deps containerds ## run the tests on real containerds once more, on
 			--test content --test sharing --test lab_itself || exit 1; \
 	done
 
+.PHONY: bench
+bench: deps ## what the mirror's relay of a body costs beside a plain copy, measured
+	cargo bench --all-features --bench relay
+
 .PHONY: bench-crowd
 bench-crowd: deps containerds ## many nodes pull an image at once, measured; CROWD='--list' says what can be tried
 	$(AS_ROOT) cargo bench --bench crowd -- $(CROWD)
