@@ -31,8 +31,11 @@ impl Error {
         const IO: u8 = 74;
         /// EX_TEMPFAIL
         const TRY_AGAIN: u8 = 75;
+        /// EX_CONFIG
+        const CONFIG: u8 = 78;
         match self {
             Error::Hosts(hosts::Error::Busy(_)) => TRY_AGAIN,
+            Error::Hosts(hosts::Error::OtherRelease { .. }) => CONFIG,
             Error::Hosts(hosts::Error::Io { .. }) | Error::Token(_) | Error::Output(_) => IO,
         }
     }
@@ -46,8 +49,8 @@ pub fn configuration(config: &Configuration, out: &mut impl Write) -> Result<(),
         ContainerdVersion::Asked { socket } => ask_version(socket),
     };
     if let Some(data_dir) = &config.data_dir {
-        hosts.token = Some(hosts::Token {
-            header: node_token::HEADER,
+        hosts.headers.push(hosts::Header {
+            name: node_token::HEADER,
             value: node_token::load_or_create(data_dir)?,
         });
     }
@@ -87,23 +90,58 @@ fn ask_version(socket: &Path) -> Option<hosts::Version> {
 }
 
 /// Puts back what containerd was configured to before us. Serving `/readyz` afterwards is the caller's part.
-pub fn cleanup(directory: &Path, out: &mut impl Write) -> Result<(), Error> {
-    let done = hosts::cleanup(directory)?;
+pub fn cleanup(
+    directory: &Path,
+    release: &hosts::Release,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    let done = hosts::cleanup(directory, release)?;
     info!(directory = %directory.display(), files = done.len(), "containerd no longer asks the mirror");
     report(&done, out)
 }
 
 fn report(done: &[Done], out: &mut impl Write) -> Result<(), Error> {
     for done in done {
-        if let Done::LeftAlone(path) = done {
-            warn!(
-                path = %path.display(),
-                "added by somebody else and left alone: containerd prefers it to the wildcard"
-            );
-        }
+        warn_of(done);
         writeln!(out, "{done}")?;
     }
     Ok(())
+}
+
+/// What an operator may not expect, and what to do where it is not meant so.
+fn warn_of(done: &Done) {
+    match done {
+        Done::LeftAlone(path) => warn!(
+            path = %path.display(),
+            "added by somebody else and left alone: containerd prefers it to the wildcard"
+        ),
+        Done::Edited(path) => warn!(
+            path = %path.display(),
+            "edited since it was written, and left alone. It does not follow what is configured: to have it written \
+             again, remove its directory"
+        ),
+        Done::Unmergeable(path, reason) => warn!(
+            path = %path.display(),
+            error = %reason,
+            "cannot be read, so nothing is put before it and its registry is not mirrored. containerd cannot read it, \
+             either: correct it, or remove it"
+        ),
+        Done::OfAnotherRelease(path, release) => warn!(
+            path = %path.display(),
+            release,
+            "written by another release and left alone: its own cleanup takes it away, or --release-name with its name"
+        ),
+        Done::NotOurs(path) => warn!(
+            path = %path.display(),
+            "there is nothing of ours beside this backup, so it is left to who made it"
+        ),
+        Done::Written(_)
+        | Done::Unchanged(_)
+        | Done::BackedUp(_)
+        | Done::Kept(_)
+        | Done::Removed(_)
+        | Done::Restored(_) => {}
+    }
 }
 
 #[derive(Serialize)]
@@ -153,6 +191,10 @@ mod tests {
         assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
     }
 
+    fn release() -> hosts::Release {
+        "peili".parse().expect("a name")
+    }
+
     fn nobody_says(directory: &Path) -> ContainerdVersion {
         let socket = directory.join("containerd.sock");
         ContainerdVersion::Asked { socket }
@@ -166,10 +208,12 @@ mod tests {
         let config = Configuration {
             hosts: hosts::Config {
                 directory: root.path().to_path_buf(),
+                release: release(),
                 registries: hosts::Registry::list(&["*"]).expect("registries"),
                 targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
                 resolve_tags: true,
-                token: None,
+                prepend_existing: false,
+                headers: Vec::new(),
                 containerd: None,
                 node_ips: Vec::new(),
             },
@@ -186,7 +230,7 @@ mod tests {
             )
         );
         assert_eq!(
-            said(|out| cleanup(root.path(), out)),
+            said(|out| cleanup(root.path(), &release(), out)),
             format!("restored {}\nremoved {}\n", at("ghcr.io"), at("_default"))
         );
     }
@@ -213,10 +257,12 @@ mod tests {
         let config = Configuration {
             hosts: hosts::Config {
                 directory: file.path().join("certs.d"),
+                release: release(),
                 registries: vec![hosts::Registry::Every],
                 targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
                 resolve_tags: true,
-                token: None,
+                prepend_existing: false,
+                headers: Vec::new(),
                 containerd: None,
                 node_ips: Vec::new(),
             },

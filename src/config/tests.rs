@@ -170,6 +170,7 @@ fn empty_values_count_as_unset_where_there_is_no_default() {
         command(words),
         Command::Cleanup(Cleanup {
             containerd_registry_config_path: "/x".into(),
+            release: "peili".parse().expect("a name"),
             addr: None
         })
     );
