@@ -11,12 +11,14 @@ use tracing::{info, warn};
 use crate::config::{Configuration, ContainerdVersion, VersionFormat};
 use crate::content::containerd;
 use crate::hosts::{self, Done};
-use crate::node_token;
+use crate::{basic_auth, node_token};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Hosts(#[from] hosts::Error),
+    #[error(transparent)]
+    BasicAuth(#[from] basic_auth::Error),
     #[error(transparent)]
     Token(#[from] node_token::Error),
     /// Nobody reads what was done; it is done nevertheless.
@@ -35,7 +37,7 @@ impl Error {
         const CONFIG: u8 = 78;
         match self {
             Error::Hosts(hosts::Error::Busy(_)) => TRY_AGAIN,
-            Error::Hosts(hosts::Error::OtherRelease { .. }) => CONFIG,
+            Error::Hosts(hosts::Error::OtherRelease { .. }) | Error::BasicAuth(_) => CONFIG,
             Error::Hosts(hosts::Error::Io { .. }) | Error::Token(_) | Error::Output(_) => IO,
         }
     }
@@ -52,6 +54,12 @@ pub fn configuration(config: &Configuration, out: &mut impl Write) -> Result<(),
         hosts.headers.push(hosts::Header {
             name: node_token::HEADER,
             value: node_token::load_or_create(data_dir)?,
+        });
+    }
+    if let Some(credentials) = basic_auth::load(&config.basic_auth_dir)? {
+        hosts.headers.push(hosts::Header {
+            name: basic_auth::HEADER,
+            value: credentials.header(),
         });
     }
     let done = hosts::configure(&hosts)?;
@@ -219,6 +227,7 @@ mod tests {
             },
             containerd: nobody_says(root.path()),
             data_dir: None,
+            basic_auth_dir: root.path().join("absent"),
         };
 
         assert_eq!(
@@ -252,6 +261,49 @@ mod tests {
     }
 
     #[test]
+    fn what_a_secret_says_is_sent_to_us_and_half_of_it_is_a_mistake_of_the_configuration() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let secret = root.path().join("secret");
+        std::fs::create_dir(&secret).expect("mkdir");
+        std::fs::write(secret.join("username"), "Aladdin").expect("write");
+        let mut config = Configuration {
+            hosts: hosts::Config {
+                directory: root.path().join("certs.d"),
+                release: release(),
+                registries: vec![hosts::Registry::Every],
+                targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
+                resolve_tags: true,
+                prepend_existing: false,
+                headers: Vec::new(),
+                containerd: None,
+                node_ips: Vec::new(),
+            },
+            containerd: nobody_says(root.path()),
+            data_dir: Some(root.path().join("data")),
+            basic_auth_dir: secret.clone(),
+        };
+
+        let error = configuration(&config, &mut Vec::new()).expect_err("no password");
+        assert_eq!(error.exit_code(), 78);
+        assert!(!config.hosts.directory.exists());
+
+        std::fs::write(secret.join("password"), "open sesame").expect("write");
+        configuration(&config, &mut Vec::new()).expect("both");
+        let file = config.hosts.directory.join("_default/hosts.toml");
+        let text = std::fs::read_to_string(&file).expect("ours");
+        let header = r#"Authorization = ["Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="]"#;
+        assert!(
+            text.contains(header) && text.contains("x-peili-token"),
+            "{text}"
+        );
+
+        // And a second release is one, too.
+        config.hosts.release = "other".parse().expect("a name");
+        let error = configuration(&config, &mut Vec::new()).expect_err("another's");
+        assert_eq!(error.exit_code(), 78);
+    }
+
+    #[test]
     fn a_directory_that_cannot_be_changed_ends_with_a_code_and_its_name() {
         let file = tempfile::NamedTempFile::new().expect("tempfile");
         let config = Configuration {
@@ -268,6 +320,7 @@ mod tests {
             },
             containerd: nobody_says(file.path()),
             data_dir: None,
+            basic_auth_dir: file.path().with_extension("absent"),
         };
 
         let error = configuration(&config, &mut Vec::new()).expect_err("below a file");

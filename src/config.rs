@@ -76,6 +76,8 @@ pub struct Configuration {
     pub hosts: hosts::Config,
     /// Where the node's token is kept; None: there is none.
     pub data_dir: Option<PathBuf>,
+    /// Where what containerd is asked for may be.
+    pub basic_auth_dir: PathBuf,
     pub containerd: ContainerdVersion,
 }
 
@@ -432,6 +434,7 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
     let resolve_tags = reader.boolean("resolve-tags", &raw.resolve_tags);
     let prepend_existing = reader.boolean("prepend-existing", &raw.prepend_existing);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
+    let basic_auth_dir = reader.read("basic-auth-dir", &raw.basic_auth_dir, absolute);
     let socket = reader.socket(&raw.containerd_sock);
     let said = match raw.containerd_version.trim() {
         "auto" => Some(None),
@@ -454,6 +457,7 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
             node_ips,
         },
         data_dir: data_dir?,
+        basic_auth_dir: basic_auth_dir?,
         containerd: match said? {
             Some(version) => ContainerdVersion::Said(version),
             None => ContainerdVersion::Asked { socket: socket? },

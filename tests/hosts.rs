@@ -101,10 +101,19 @@ async fn an_administrators_own_mirror_is_asked_behind_ours() {
     let lab = lab_or_skip!();
     let (first, second) = (node(&lab).await, node(&lab).await);
     let image = image(&lab, "test/app:v1").await;
-    let reference = "team.example/test/app:v1";
+    let reference = "team.example:5000/test/app:v1";
     for node in [&first, &second] {
-        mirror_by_hand(&lab, node, "team.example");
-        configure(node, &["--prepend-existing"]).await;
+        // The name that containerd looks for where a colon can be in none.
+        let file = mirror_by_hand(&lab, node, "team.example_5000_");
+        // On one line, where containerd 2.x would not look for it.
+        let text = fs::read_to_string(&file).unwrap();
+        let (head, _) = text.split_once("\n[").unwrap();
+        let url = format!("http://{}", lab.registry.host());
+        let inline =
+            format!("host = {{ \"{url}\" = {{ capabilities = [\"pull\", \"resolve\"] }} }}\n");
+        fs::write(&file, format!("{head}\n{inline}")).unwrap();
+        let list = ["--mirrored-registries", "http://team.example:5000"];
+        configure(node, &[&list[..], &["--prepend-existing"]].concat()).await;
     }
 
     // Nobody has it: Peili is asked and does not, his mirror is and does.
@@ -116,7 +125,7 @@ async fn an_administrators_own_mirror_is_asked_behind_ours() {
     }
 
     // A node has it: his mirror is not asked at all.
-    let manifest = "/v2/test/app/manifests/v1?ns=team.example";
+    let manifest = "/v2/test/app/manifests/v1?ns=team.example%3A5000";
     eventually("the tag", AT_ALL, async || {
         let to = second.peili().registry();
         let answer = second.http(to, Method::GET, manifest, &[]).await?;

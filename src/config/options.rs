@@ -276,6 +276,17 @@ pub(super) struct RawConfiguration {
     )]
     pub(super) data_dir: String,
 
+    /// Where the user name and the password for the mirror are, in two files called username and password, as a Secret
+    /// mounts them. containerd sends them with every request to a target without a path; files with them are readable
+    /// by root alone. Neither file there: nothing is sent.
+    #[arg(
+        long,
+        env = "BASIC_AUTH_DIR",
+        default_value = "/etc/secrets/basic-auth",
+        value_name = "PATH"
+    )]
+    pub(super) basic_auth_dir: String,
+
     /// Which containerd reads the files, such as 1.7 or 2.1.9; auto: it is asked at its socket. 2.x is given each target
     /// that is this node's own (loopback, an address of this machine, or one in the variable NODE_IP) four times, so that
     /// it can be told to ask again, and other layers come first, while another node is still fetching. Where the version

@@ -1,7 +1,7 @@
 //! Our host tables before those that an administrator wrote, with nothing of his lost.
 //!
-//! containerd asks in the order of the file, and 1.7 and 2.x count only tables with a heading of their own, so hosts
-//! that are written dotted or inline get one. Everything else stays as it is typed, comments included.
+//! containerd asks in the order of the file, and 2.x counts only tables with a heading of their own, so hosts that are
+//! written dotted or inline get one. Everything else stays as it is typed, comments included.
 
 use toml_edit::{Array, Decor, DocumentMut, Item, Key, RawString, Table, Value};
 
@@ -48,7 +48,7 @@ pub fn prepended(
     parse(&text).map(|_| text)
 }
 
-const FOUND: &str = "\n# From here on as it was found.\n";
+const FOUND: &str = "\n# From here on as it was found. It is kept in _backup: what is changed there counts at the next run.\n";
 
 fn parse(text: &str) -> Result<DocumentMut, Unmergeable> {
     // The message is one line; the rest of the error is a drawing of the place.

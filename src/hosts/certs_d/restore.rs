@@ -21,7 +21,7 @@ pub fn restore(certs_d: &Path, release: &str) -> Result<Vec<Done>, Error> {
     }
     if !site.is_ours() {
         // Spegel's, whose mirror may be at work.
-        done.extend(disk::exists(&site.backup).then(|| Done::NotOurs(site.backup)));
+        done.extend(disk::exists(&site.backup).then_some(Done::NotOurs(site.backup)));
         return Ok(done);
     }
     clear(&site.scrap)?;
