@@ -27,7 +27,7 @@ pub(super) enum RawCommand {
     Registry(Box<RawRegistry>),
     /// Makes this node's containerd ask the mirror first, by a hosts.toml for each registry. Needs no restart of
     /// containerd, which must have its registries' config_path set. What was there before is kept in _backup. What
-    /// somebody adds or edits later is his, and is left alone; to undo that, remove the file and run this again.
+    /// somebody adds or edits later is his, and is left alone; to undo that, remove its directory and run this again.
     Configuration(RawConfiguration),
     /// Puts back what containerd was configured to before `configuration`, byte for byte, beside what somebody has
     /// added or edited since.
