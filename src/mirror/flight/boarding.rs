@@ -23,8 +23,8 @@ const HOLD: Duration = Duration::from_millis(800);
 /// containerd 2.x is sent back after this, so that the permit that its request holds goes to other layers. A fresh leader's
 /// first MiB takes 0.1 to 0.5 s with 50 MB/s for five nodes (measured).
 const POSTPONE: Duration = Duration::from_millis(600);
-/// Instead of [`LIMIT`], from the request on. containerd 2.x downloads three layers at a time: a layer that its leader has in its queue comes when it comes, and to go
-/// to the registry for it costs a copy and gains nothing. Bounded all the same.
+/// Instead of [`LIMIT`], from the request on. containerd 2.x downloads three layers at a time: a layer that its leader has in
+/// its queue comes when it comes, and to go to the registry for it costs a copy and gains nothing. Bounded all the same.
 const LIMIT_QUEUED: Duration = Duration::from_secs(30);
 /// Three meeting points that do not answer take 0.75 s; more is no use to anybody.
 const ADVICE: Duration = Duration::from_secs(1);
