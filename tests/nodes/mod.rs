@@ -12,7 +12,7 @@ use peili::routing::bootstrap::Bootstrap;
 use peili::routing::kad::{self, Kad};
 use peili::routing::messenger::{Call, Messenger};
 use peili::testing::conformance::routing::{Cluster, eventually};
-use peili::testing::memory::Memory;
+use peili::testing::memory::{Delay, Memory};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -56,7 +56,7 @@ impl Node {
     }
 
     /// At 10.0.x.y, without a descriptor.
-    pub async fn in_memory(number: usize, bootstrap: Option<Bootstrap>) -> Self {
+    pub async fn in_memory(number: usize, bootstrap: Option<Bootstrap>, delay: Delay) -> Self {
         let (registry, readiness) = (prometheus::Registry::new(), Readiness::new());
         let (metrics, guard) = (kad::Metrics::new(&registry), readiness.guard("routing"));
         let ip = IpAddr::V4(Ipv4Addr::from_bits((10 << 24) + 1 + number as u32));
@@ -64,7 +64,7 @@ impl Node {
             bootstrap,
             ..config(ip, SocketAddr::new(ip, 0))
         };
-        let bound = kad::bind_over(Memory::default(), config, metrics, guard);
+        let bound = kad::bind_over(Memory::new(delay), config, metrics, guard);
         Self::run(ip, bound.await.unwrap(), registry, readiness)
     }
 

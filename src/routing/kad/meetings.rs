@@ -10,11 +10,12 @@
 //! [`CAP`], until pings have found it out.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::kad::{KBucketDistance, KBucketKey, QueryId, RecordKey};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::lookups::CAP;
 use super::records::{self, record_key};
