@@ -103,9 +103,14 @@ const HOLD: Duration = Duration::from_millis(800);
 const ADVICE: Duration = Duration::from_secs(1);
 const BREATH: Duration = Duration::from_millis(10);
 
+static BUSY: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
 /// Between two machines with something to do: a millisecond or two, and tens of them once in a hundred times.
 fn delay() -> Duration {
     let mut rng = rand::rng();
+    if BUSY.load(Ordering::Relaxed) {
+        return Duration::from_millis(rng.random_range(5..30));
+    }
     match rng.random_range(0..100) {
         0 => Duration::from_millis(rng.random_range(10..80)),
         _ => Duration::from_millis(rng.random_range(1..3)),
@@ -345,6 +350,7 @@ async fn one_node_leads_what_fifty_ask_for_while_others_come_and_go() {
             .with_ansi(false)
             .init();
     }
+    BUSY.store(number("BUSY", 0) == 1, Ordering::Relaxed);
     let nodes = number("NODES", 200);
     let contents = number("CONTENTS", 100);
     let askers = number("ASKERS", 50);

@@ -2,21 +2,36 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, join_all};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::Flights;
 use super::table::{Circumstances, Said};
 use super::wire::{Answer, Question};
+use super::{Flights, MAX_REMEMBERED};
 use crate::oci::Digest;
 use crate::routing::Peer;
 use crate::routing::messenger::Meeting;
 use crate::routing::rendezvous::{Advice, Part, Wish};
 
-/// For a second opinion, of the 250 ms that the asker waits.
-const OPINION: Duration = Duration::from_millis(80);
+/// How many of the next closest are asked whether they know better. One would do where views are whole; a newcomer's is
+/// not, and of three one is nearly always older.
+const OPINIONS: usize = 3;
+/// For their opinions. A round trip is milliseconds, and on a busy machine tens of them.
+const OPINION: Duration = Duration::from_millis(120);
 /// And for a look at who is closest: milliseconds, unless somebody hangs.
-const SEARCH: Duration = Duration::from_millis(100);
+const SEARCH: Duration = Duration::from_millis(300);
+/// An asker is told to wait when the look around takes longer than this. One that gets no answer within 250 ms takes this
+/// node for dead and goes to another, which lets it lead.
+const AT_ONCE: Duration = Duration::from_millis(50);
+/// Then it comes back, which costs a round trip.
+const COME_BACK: Duration = Duration::from_millis(40);
+/// What was found out holds for so long; by then somebody leads, or nobody asks any more.
+const LOOKED: Duration = Duration::from_secs(1);
+
+/// A look around that one asker has begun and that all who ask meanwhile wait for.
+pub(super) type Look = Shared<BoxFuture<'static, Option<Peer>>>;
 
 impl Flights {
     pub(super) async fn answer(&self, from: &Peer, question: Question) -> Answer {
@@ -34,8 +49,36 @@ impl Flights {
                 let mut table = self.table();
                 Answer::Image(table.image(&from.id, &image, generation, is_busy, now))
             }
-            Question::Opinion(digest) => Answer::Opinion(self.table().opinion(&digest, now)),
+            Question::Opinion(digest) => self.opinion(from, digest).await,
         }
+    }
+
+    /// What is known here of a content whose meeting point `from` takes itself for: who gets it, or else who is closer.
+    async fn opinion(&self, from: &Peer, digest: Digest) -> Answer {
+        let now = Instant::now();
+        let known = self.table().opinion(&digest, now);
+        if !known.is_empty() {
+            return Answer::Opinion(known);
+        }
+        let meeting = Meeting::Content(digest.clone());
+        let nearest = self.0.messenger.nearest_known(&meeting).await;
+        // Who is not in it stands nowhere: it has not said yet where it is.
+        if nearest.iter().any(|peer| peer.id == from.id) {
+            let mut live = nearest.into_iter().filter(|p| !self.is_dead(&p.id, now));
+            match live.next() {
+                Some(first) if first.id != from.id => return Answer::Closer(first),
+                // It is the closest of all: should this node think so of itself, it is mistaken.
+                _ => {
+                    let mut memory = self.memory();
+                    let is_fresh = |at: Instant| now.saturating_duration_since(at) < LOOKED;
+                    memory.closer.retain(|_, (_, at)| is_fresh(*at));
+                    if memory.closer.len() < MAX_REMEMBERED {
+                        memory.closer.insert(digest, (from.clone(), now));
+                    }
+                }
+            }
+        }
+        Answer::Opinion(known)
     }
 
     async fn advise(&self, from: &Peer, wish: Wish, mut circumstances: Circumstances) -> Answer {
@@ -43,7 +86,13 @@ impl Flights {
             .table()
             .ask(from, &wish, &circumstances, Instant::now());
         if said == Said::AskOthers {
-            let closer = self.look_around(from, &wish.digest).await;
+            let Ok(found) = timeout(AT_ONCE, self.look(&wish.digest)).await else {
+                return Answer::Advice(Advice::Wait {
+                    pause: COME_BACK,
+                    is_queued: false,
+                });
+            };
+            let closer = found.or_else(|| self.closer(&wish.digest));
             if let Some(closer) = closer.filter(|_| !circumstances.is_takeover) {
                 return Answer::Closer(closer);
             }
@@ -65,9 +114,39 @@ impl Flights {
         }
     }
 
+    /// Who has said of itself that it is the meeting point, and is closer than this node.
+    fn closer(&self, digest: &Digest) -> Option<Peer> {
+        let now = Instant::now();
+        let known = self.memory().closer.get(digest).cloned();
+        let (peer, at) = known?;
+        let is_fresh = now.saturating_duration_since(at) < LOOKED;
+        (is_fresh && !self.is_dead(&peer.id, now)).then_some(peer)
+    }
+
+    /// Looks around, once for all who ask for the same in the same moment. It goes on when nobody waits for it.
+    fn look(&self, digest: &Digest) -> Look {
+        let now = Instant::now();
+        let mut memory = self.memory();
+        let is_fresh = |at: Instant| now.saturating_duration_since(at) < LOOKED;
+        if let Some((look, at)) = memory.looks.get(digest)
+            && is_fresh(*at)
+        {
+            return look.clone();
+        }
+        memory.looks.retain(|_, (_, at)| is_fresh(*at));
+        let (this, of) = (self.clone(), digest.clone());
+        // Ends by itself: its search and its calls are bounded. One that panicked has found nobody.
+        let task = tokio::spawn(async move { this.look_around(&of).await });
+        let look = task.map(|found| found.ok().flatten()).boxed().shared();
+        if memory.looks.len() < MAX_REMEMBERED {
+            memory.looks.insert(digest.clone(), (look.clone(), now));
+        }
+        look
+    }
+
     /// Before somebody is told to lead what nobody is known to fetch: whether another node is closer to it, and else what
-    /// the next closest knows, who was the meeting point if this node is new, and will be if it goes.
-    async fn look_around(&self, from: &Peer, digest: &Digest) -> Option<Peer> {
+    /// the next closest know, one of whom was the meeting point if this node is new, and will be if it goes.
+    async fn look_around(&self, digest: &Digest) -> Option<Peer> {
         let me = self.0.messenger.me();
         let meeting = Meeting::Content(digest.clone());
         let now = Instant::now();
@@ -76,26 +155,35 @@ impl Flights {
             // A node near by hangs.
             Err(_) => self.0.messenger.nearest_known(&meeting).await,
         };
-        // Whoever asks another has found that it is not the closest itself.
-        closest
-            .retain(|peer| peer.id == me.id || peer.id != from.id && !self.is_dead(&peer.id, now));
+        closest.retain(|peer| peer.id == me.id || !self.is_dead(&peer.id, now));
         match closest.first() {
             Some(first) if first.id != me.id => return Some(first.clone()),
             _ => {}
         }
-        let next = closest.get(1)?;
-        let opinion = Question::Opinion(digest.clone());
-        let answer = self.put_to_other(&next.id, opinion, OPINION).await;
-        if let Some(Answer::Opinion(known)) = answer {
-            let mut table = self.table();
-            for (peer, standing) in known {
-                let is_known = matches!(standing.part, Part::Leads { .. } | Part::Holds);
-                let is_another = peer.id != me.id && peer.id != from.id;
-                if standing.digest == *digest && is_known && is_another {
-                    table.report(&peer, &[standing], Instant::now());
+        let opinions = closest.iter().skip(1).take(OPINIONS).map(|peer| {
+            let question = Question::Opinion(digest.clone()).encode();
+            let call = self.0.messenger.call(&peer.id, question, OPINION);
+            call.map(|answer| Answer::decode(answer.ok()?).ok())
+        });
+        let (mut closer, mut is_known) = (None, false);
+        for answer in join_all(opinions).await.into_iter().flatten() {
+            match answer {
+                Answer::Closer(peer) if peer.id != me.id && !self.is_dead(&peer.id, now) => {
+                    closer = Some(peer);
                 }
+                Answer::Opinion(known) => {
+                    let mut table = self.table();
+                    for (peer, standing) in known {
+                        let is_root = matches!(standing.part, Part::Leads { .. } | Part::Holds);
+                        if standing.digest == *digest && is_root && peer.id != me.id {
+                            table.report(&peer, &[standing], Instant::now());
+                            is_known = true;
+                        }
+                    }
+                }
+                _ => {}
             }
         }
-        None
+        closer.filter(|_| !is_known)
     }
 }

@@ -376,9 +376,12 @@ impl EventLoop {
         for query in self.lookups.capped(now) {
             self.end_lookup(query, now);
         }
-        for query in self.meetings.capped(now) {
-            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&query) {
-                query.finish();
+        for id in self.meetings.due(now) {
+            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&id) {
+                let answers = query.stats().num_successes();
+                if self.meetings.progress(id, answers, now) {
+                    query.finish();
+                }
             }
         }
         self.deliver_late(now);
