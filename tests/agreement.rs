@@ -1,13 +1,18 @@
-//! Two hundred real Kademlia nodes in one process, each with its rendezvous, must agree on who asks the registry.
+//! Real Kademlia nodes in one process, each with its rendezvous, must agree on who asks the registry.
 //!
-//! 30 % of them have started a second ago, 10 % are killed without a word, and then fifty of those alive ask for the same
-//! content in the same moment, a hundred contents in all. What counts is the leaders: each beyond the first is another
-//! copy that leaves the registry.
+//! 30 % of them have started a second ago, 10 % are killed without a word, and then many of those alive ask for the same
+//! content in the same moment. What counts is the leaders: each beyond the first is another copy that leaves the
+//! registry.
+//!
+//! Two hundred nodes, a hundred contents and fifty askers of each are 25,000 connections and 5,000 searches, and take ten
+//! minutes of a core; so there are fewer unless PEILI_TEST_NODES=200 PEILI_TEST_CONTENTS=100 PEILI_TEST_ASKERS=50 says
+//! otherwise. However many they are, the clock stands still while they compute: what is measured is the time that
+//! messages take, as if every node had cores of its own. Figures are printed (`--nocapture`).
 
 #[allow(dead_code, reason = "each test uses its part")]
 mod nodes;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -25,6 +30,7 @@ use peili::routing::kad::Kad;
 use peili::routing::messenger::{Meeting, Messenger, Unreachable};
 use peili::routing::rendezvous::{Advice, Doubt, Generation, Part, Rendezvous, Standing, Wish};
 use peili::routing::{Peer, PeerId, Router};
+use peili::testing::memory::Delay;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{RngExt as _, SeedableRng as _};
@@ -43,6 +49,14 @@ struct Counts {
     calls: AtomicUsize,
     failed: AtomicUsize,
     searches: Mutex<Vec<Duration>>,
+}
+
+impl Counts {
+    fn reset(&self) {
+        self.calls.store(0, Ordering::Relaxed);
+        self.failed.store(0, Ordering::Relaxed);
+        self.searches.lock().unwrap().clear();
+    }
 }
 
 #[async_trait]
@@ -103,22 +117,22 @@ const HOLD: Duration = Duration::from_millis(800);
 const ADVICE: Duration = Duration::from_secs(1);
 const BREATH: Duration = Duration::from_millis(10);
 
-static BUSY: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-
 /// Between two machines with something to do: a millisecond or two, and tens of them once in a hundred times.
-fn delay() -> Duration {
+fn near() -> Duration {
     let mut rng = rand::rng();
-    if BUSY.load(Ordering::Relaxed) {
-        return Duration::from_millis(rng.random_range(5..30));
-    }
     match rng.random_range(0..100) {
         0 => Duration::from_millis(rng.random_range(10..80)),
         _ => Duration::from_millis(rng.random_range(1..3)),
     }
 }
 
+/// As between regions, or machines that have too much to do: a round trip is 35 ms, a connection four of them.
+fn far() -> Duration {
+    Duration::from_millis(rand::rng().random_range(5..30))
+}
+
 impl Member {
-    async fn start(number: usize, bootstrap: Bootstrap, counts: Arc<Counts>) -> Self {
+    async fn start(number: usize, bootstrap: Bootstrap, delay: Delay, counts: Arc<Counts>) -> Self {
         let mut node = Node::in_memory(number, Some(bootstrap), delay).await;
         let kad = node.kad.clone();
         let messenger = Arc::new(Counting { kad, counts });
@@ -196,12 +210,11 @@ async fn report(flights: Flights, parts: Arc<Mutex<HashMap<Digest, Growing>>>) {
 
 /// What came of one node's request.
 struct Pulled {
-    /// When it was told to go to the registry.
-    led: Option<Instant>,
-    /// From the request to the first byte, or to the registry.
+    /// It was told to go to the registry.
+    has_led: bool,
+    /// From the request to that, or to the first byte from a parent.
     took: Duration,
     asked: usize,
-    follower: bool,
 }
 
 /// One request of a node's containerd: what its mirror does about it.
@@ -238,10 +251,9 @@ async fn pull(members: &[Arc<Member>], me: usize, digest: &Digest) -> Pulled {
                 let growing = Growing { part, first_byte };
                 member.parts().insert(digest.clone(), growing);
                 return Pulled {
-                    led: Some(now),
+                    has_led: true,
                     took: began.elapsed(),
                     asked,
-                    follower: false,
                 };
             }
             Advice::Wait { pause, .. } => sleep(pause).await,
@@ -257,10 +269,9 @@ async fn pull(members: &[Arc<Member>], me: usize, digest: &Digest) -> Pulled {
                             growing.first_byte = Some(Instant::now());
                         }
                         return Pulled {
-                            led: None,
+                            has_led: false,
                             took: began.elapsed(),
                             asked,
-                            follower: true,
                         };
                     }
                     Ok(false) => sleep(BREATH).await,
@@ -342,148 +353,117 @@ fn number(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
 
-#[tokio::test(start_paused = true)]
-async fn one_node_leads_what_fifty_ask_for_while_others_come_and_go() {
-    if let Ok(filter) = std::env::var("PEILI_TEST_LOG") {
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_ansi(false)
-            .init();
-    }
-    BUSY.store(number("BUSY", 0) == 1, Ordering::Relaxed);
-    let nodes = number("NODES", 200);
-    let contents = number("CONTENTS", 100);
-    let askers = number("ASKERS", 50);
-    let pace = Duration::from_millis(number("PACE", 250) as u64);
-    let age = Duration::from_millis(number("AGE", 1000) as u64);
-    let seed = number("SEED", 1) as u64;
+/// Which tests of this process have nodes at which addresses: in memory, they are the process's.
+const NEAR: usize = 0;
+const FAR: usize = 1024;
+
+/// Returns how long those who followed waited for their first byte at the most, but for one in a hundred.
+async fn agree(delay: Delay, place: usize) -> Duration {
+    let nodes = number("PEILI_TEST_NODES", 60);
+    let contents = number("PEILI_TEST_CONTENTS", 30);
+    let askers = number("PEILI_TEST_ASKERS", 30);
+    // A cluster pulls one content after the other; and the last is asked for while newcomers are still new.
+    const PACE: Duration = Duration::from_millis(100);
     let (new, killed) = (nodes * 3 / 10, nodes / 10);
-    let mut rng = StdRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(1);
     let counts = Arc::<Counts>::default();
-    let (began, real) = (Instant::now(), std::time::Instant::now());
+    let real = std::time::Instant::now();
 
-    let first = Member::start(0, Bootstrap::Static(vec![]), counts.clone()).await;
-    let bootstrap = Bootstrap::Static(vec![first.node.address()]);
-    let mut members = vec![Arc::new(first)];
+    let seed = Bootstrap::Static(vec![]);
+    let seed = Member::start(place, seed, delay, counts.clone()).await;
+    let bootstrap = Bootstrap::Static(vec![seed.node.address()]);
+    let mut members = vec![Arc::new(seed)];
     for number in 1..nodes - new {
-        let member = Member::start(number, bootstrap.clone(), counts.clone()).await;
-        members.push(Arc::new(member));
-        if number % 20 == 0 {
-            members[number].node.ready().await;
-        }
+        let member = Member::start(place + number, bootstrap.clone(), delay, counts.clone());
+        members.push(Arc::new(member.await));
     }
-    let started = began.elapsed();
     settled(&members).await;
-    let settled = began.elapsed();
-    let table = |member: &Member| {
-        let metrics = member.node.metrics();
-        let line = metrics
-            .lines()
-            .find(|line| line.starts_with("peili_peers "))
-            .unwrap();
-        line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
-    };
-
     let newcomers = (nodes - new..nodes).map(|number| {
-        let bootstrap = Bootstrap::Static(
-            (0..3)
-                .map(|_| members[rng.random_range(0..members.len())].node.address())
-                .collect(),
-        );
-        Member::start(number, bootstrap, counts.clone())
+        let any = members.sample(&mut rng, 3);
+        let bootstrap = Bootstrap::Static(any.map(|member| member.node.address()).collect());
+        Member::start(place + number, bootstrap, delay, counts.clone())
     });
     let newcomers = join_all(newcomers.collect::<Vec<_>>()).await;
     members.extend(newcomers.into_iter().map(Arc::new));
-    let came = Instant::now();
-    // This second is the scenario's own: how newcomers of that age fare is what is asked.
-    sleep_until(came + age).await;
-    let tables: Vec<usize> = members[nodes - new..].iter().map(|m| table(m)).collect();
+    // This second is the scenario's own: how nodes of that age fare is what is asked.
+    sleep(Duration::from_secs(1)).await;
     let mut alive: Vec<usize> = (0..nodes).collect();
     alive.shuffle(&mut rng);
     for member in alive.drain(..killed) {
         members[member].kill();
     }
     let members = Arc::new(members);
+    counts.reset();
 
-    println!(
-        "{:?} real; {nodes} nodes: {} started after {started:?}, settled after {settled:?}; newcomers' tables: {:?} {:?}; {} ready",
-        real.elapsed(),
-        nodes - new,
-        tables.iter().min(),
-        tables.iter().max(),
-        members[nodes - new..]
-            .iter()
-            .filter(|m| m.node.readiness.is_ready())
-            .count(),
-    );
-    counts.calls.store(0, Ordering::Relaxed);
-    counts.failed.store(0, Ordering::Relaxed);
-    counts.searches.lock().unwrap().clear();
-    let began = Instant::now();
-    let mut flights = Vec::new();
+    let (began, mut flights) = (Instant::now(), Vec::new());
     for n in 0..contents {
-        sleep_until(began + pace * n as u32).await;
-        let digest = Digest::sha256(format!("{seed} {n}").as_bytes());
+        sleep_until(began + PACE * n as u32).await;
+        let digest = Digest::sha256(n.to_string().as_bytes());
         let asking: Vec<usize> = alive.sample(&mut rng, askers).copied().collect();
-        let members = members.clone();
-        flights.push(tokio::spawn(async move {
-            let began = Instant::now();
-            let pulled = asking.iter().map(|asker| pull(&members, *asker, &digest));
-            let pulled = join_all(pulled).await;
-            // Whoever had first bytes would report for as long as it takes.
-            sleep_until(began + Duration::from_secs(3)).await;
-            for asker in &asking {
-                if let Some(growing) = members[*asker].parts().get_mut(&digest) {
-                    growing.part = Part::Gone;
-                }
-            }
-            (n, digest, asking, pulled)
-        }));
+        flights.push(tokio::spawn(fly(members.clone(), asking, digest)));
     }
-    let ids: Vec<PeerId> = alive.iter().map(|n| members[*n].id().clone()).collect();
-    let number: HashMap<PeerId, usize> = (0..nodes).map(|n| (members[n].id().clone(), n)).collect();
-    let (mut agreed, mut took, mut asked) = (0, Vec::new(), 0);
-    let mut first = Vec::new();
+    let (mut agreed, mut leads, mut follows, mut asked) = (0, Vec::new(), Vec::new(), 0);
     for flight in join_all(flights).await {
-        let (n, digest, asking, pulled) = flight.unwrap();
-        let leaders: Vec<(usize, Duration)> = asking
-            .iter()
-            .zip(&pulled)
-            .filter_map(|(asker, pulled)| Some((*asker, pulled.led.map(|_| pulled.took)?)))
-            .collect();
-        agreed += usize::from(leaders.len() == 1);
-        if leaders.len() != 1 {
-            let near = nearest(&digest, ids.clone());
-            let near: Vec<usize> = near[..4].iter().map(|id| number[id]).collect();
-            println!(
-                "{n} {digest} at {:?}: leaders {leaders:?}, nearest {near:?}",
-                pace * n as u32
-            );
-        }
-        took.extend(pulled.iter().filter(|p| p.follower).map(|p| p.took));
-        first.extend(leaders.iter().map(|(_, took)| *took));
-        asked += pulled.iter().map(|p| p.asked).sum::<usize>();
+        let pulled = flight.unwrap();
+        let led = pulled.iter().filter(|pulled| pulled.has_led);
+        let led: Vec<Duration> = led.map(|pulled| pulled.took).collect();
+        agreed += usize::from(led.len() == 1);
+        leads.extend(led);
+        let followed = pulled.iter().filter(|pulled| !pulled.has_led);
+        follows.extend(followed.map(|pulled| pulled.took));
+        asked += pulled.iter().map(|pulled| pulled.asked).sum::<usize>();
     }
-    took.sort();
-    first.sort();
+
+    leads.sort();
+    follows.sort();
     let mut searches = counts.searches.lock().unwrap().clone();
     searches.sort();
+    let each = |count: usize| count as f64 / (contents * askers) as f64;
     println!(
-        "{agreed} of {contents} contents had one leader; a lead after p50 {:?} p99 {:?}, a follower's first byte p50 {:?} p99 {:?} max {:?}; \
-         {:.1} questions and {:.1} calls per asker, {} failed; search p50 {:?} p99 {:?}; all in {:?}, {:?} real",
-        percentile(&first, 50),
-        percentile(&first, 99),
-        percentile(&took, 50),
-        percentile(&took, 99),
-        took.last().unwrap(),
-        asked as f64 / (contents * askers) as f64,
-        counts.calls.load(Ordering::Relaxed) as f64 / (contents * askers) as f64,
+        "{nodes} nodes, {new} of them new, {killed} killed: {agreed} of {contents} contents had one leader among {askers}; \
+         a lead after p50 {:?} p99 {:?}, a follower's first byte after p50 {:?} p99 {:?}; \
+         {:.1} questions and {:.1} calls per asker, {} failed; searches p50 {:?} p99 {:?} ({:?} real)",
+        percentile(&leads, 50),
+        percentile(&leads, 99),
+        percentile(&follows, 50),
+        percentile(&follows, 99),
+        each(asked),
+        each(counts.calls.load(Ordering::Relaxed)),
         counts.failed.load(Ordering::Relaxed),
         percentile(&searches, 50),
         percentile(&searches, 99),
-        began.elapsed(),
         real.elapsed(),
     );
-    let _: HashSet<usize> = HashSet::new();
-    assert!(agreed * 100 >= contents * 99, "{agreed} of {contents}");
+    // One of a hundred may have two.
+    let parted = contents - agreed;
+    assert!(parted <= contents.div_ceil(100), "{agreed} of {contents}");
+    percentile(&follows, 99)
+}
+
+/// What comes of one content that many ask for at once. All that they are told is counted for as long as a leader that is
+/// not heard of any more would be one.
+async fn fly(members: Arc<Vec<Arc<Member>>>, asking: Vec<usize>, digest: Digest) -> Vec<Pulled> {
+    const LEASE: Duration = Duration::from_millis(1250);
+    let began = Instant::now();
+    let pulls = asking.iter().map(|asker| pull(&members, *asker, &digest));
+    let pulled = join_all(pulls).await;
+    sleep_until(began + LEASE).await;
+    for asker in &asking {
+        if let Some(growing) = members[*asker].parts().get_mut(&digest) {
+            growing.part = Part::Gone;
+        }
+    }
+    pulled
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_node_leads_what_many_ask_for_while_others_come_and_go() {
+    let first_byte = agree(near, NEAR).await;
+    // What a pull may wait for with a leader at work.
+    assert!(first_byte <= Duration::from_secs(1), "{first_byte:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_node_leads_where_a_round_trip_takes_long() {
+    agree(far, FAR).await;
 }
