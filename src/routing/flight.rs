@@ -64,6 +64,8 @@ struct Memory {
     images: HashMap<String, (Option<PeerId>, Instant)>,
     /// Looks around before somebody leads, and since when each.
     looks: HashMap<Digest, (Look, Instant)>,
+    /// Who gave no opinion, and until when it is not asked for one. It may be busy, and is not dead for that.
+    silent: HashMap<PeerId, Instant>,
     /// Who is closer to a content than this node, and said so itself.
     closer: HashMap<Digest, (Peer, Instant)>,
 }

@@ -9,23 +9,25 @@ use tracing::debug;
 
 use super::table::{Circumstances, Said};
 use super::wire::{Answer, Question};
-use super::{Flights, MAX_REMEMBERED};
+use super::{DEAD, Flights, MAX_REMEMBERED};
 use crate::oci::Digest;
-use crate::routing::Peer;
 use crate::routing::messenger::Meeting;
 use crate::routing::rendezvous::{Advice, Part, Wish};
+use crate::routing::{Peer, PeerId};
 
 /// How many of the next closest are asked whether they know better. One would do where views are whole; a newcomer's is
 /// not, and of three one is nearly always older.
 const OPINIONS: usize = 3;
 /// For their opinions. A round trip is milliseconds, and on a busy machine tens of them.
-const OPINION: Duration = Duration::from_millis(120);
-/// And for a look at who is closest: milliseconds, unless somebody hangs.
-const SEARCH: Duration = Duration::from_millis(300);
-/// An asker is told to wait when the look around takes longer than this. One that gets no answer within 250 ms takes this
-/// node for dead and goes to another, which lets it lead.
+const OPINION: Duration = Duration::from_millis(80);
+/// And for a look at who is closest: milliseconds, unless somebody hangs. With the opinions it is less than the 250 ms after
+/// which an asker takes this node for dead.
+const SEARCH: Duration = Duration::from_millis(100);
+/// An asker is told to wait when the look around takes longer than this: before it was heard it may have made a
+/// connection, which is four round trips, and its time goes on meanwhile.
 const AT_ONCE: Duration = Duration::from_millis(50);
-/// Then it comes back, which costs a round trip.
+/// Then it comes back, which costs a round trip. Twice this and [`AT_ONCE`] are what a look takes at the most, so that who
+/// was told to wait hears the end of it no later than who waits for it.
 const COME_BACK: Duration = Duration::from_millis(40);
 /// What was found out holds for so long; by then somebody leads, or nobody asks any more.
 const LOOKED: Duration = Duration::from_secs(1);
@@ -93,6 +95,8 @@ impl Flights {
                 });
             };
             let closer = found.or_else(|| self.closer(&wish.digest));
+            // It may have been found dead since.
+            let closer = closer.filter(|closer| !self.is_dead(&closer.id, Instant::now()));
             if let Some(closer) = closer.filter(|_| !circumstances.is_takeover) {
                 return Answer::Closer(closer);
             }
@@ -119,8 +123,7 @@ impl Flights {
         let now = Instant::now();
         let known = self.memory().closer.get(digest).cloned();
         let (peer, at) = known?;
-        let is_fresh = now.saturating_duration_since(at) < LOOKED;
-        (is_fresh && !self.is_dead(&peer.id, now)).then_some(peer)
+        (now.saturating_duration_since(at) < LOOKED).then_some(peer)
     }
 
     /// Looks around, once for all who ask for the same in the same moment. It goes on when nobody waits for it.
@@ -160,11 +163,9 @@ impl Flights {
             Some(first) if first.id != me.id => return Some(first.clone()),
             _ => {}
         }
-        let opinions = closest.iter().skip(1).take(OPINIONS).map(|peer| {
-            let question = Question::Opinion(digest.clone()).encode();
-            let call = self.0.messenger.call(&peer.id, question, OPINION);
-            call.map(|answer| Answer::decode(answer.ok()?).ok())
-        });
+        closest.retain(|peer| peer.id == me.id || !self.is_silent(&peer.id, now));
+        let next = closest.iter().skip(1).take(OPINIONS);
+        let opinions = next.map(|peer| self.opinion_of(&peer.id, digest));
         let (mut closer, mut is_known) = (None, false);
         for answer in join_all(opinions).await.into_iter().flatten() {
             match answer {
@@ -186,4 +187,28 @@ impl Flights {
         }
         closer.filter(|_| !is_known)
     }
+
+    /// Who gives none is passed over for a while, and still is a meeting point: so little time is no proof of death.
+    async fn opinion_of(&self, whom: &PeerId, digest: &Digest) -> Option<Answer> {
+        let question = Question::Opinion(digest.clone()).encode();
+        let answer = self.0.messenger.call(whom, question, OPINION).await.ok();
+        let answer = answer.and_then(|answer| Answer::decode(answer).ok());
+        if answer.is_none() {
+            let now = Instant::now();
+            let mut memory = self.memory();
+            memory.silent.retain(|_, until| now < *until);
+            if memory.silent.len() < MAX_REMEMBERED {
+                memory.silent.insert(whom.clone(), now + DEAD);
+            }
+        }
+        answer
+    }
+
+    fn is_silent(&self, whom: &PeerId, now: Instant) -> bool {
+        let memory = self.memory();
+        memory.silent.get(whom).is_some_and(|until| now < *until)
+    }
 }
+
+#[cfg(test)]
+mod tests;

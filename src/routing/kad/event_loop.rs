@@ -377,11 +377,13 @@ impl EventLoop {
             self.end_lookup(query, now);
         }
         for id in self.meetings.due(now) {
-            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&id) {
-                let answers = query.stats().num_successes();
-                if self.meetings.progress(id, answers, now) {
-                    query.finish();
-                }
+            let mut query = self.swarm.behaviour_mut().kad.query_mut(&id);
+            // One that has just ended is none any more, and its last word is still to come.
+            let answers = query.as_ref().map_or(0, |q| q.stats().num_successes());
+            if self.meetings.progress(id, answers, now)
+                && let Some(query) = &mut query
+            {
+                query.finish();
             }
         }
         self.deliver_late(now);

@@ -34,8 +34,9 @@ const FRESH: Duration = Duration::from_secs(5);
 /// A search that nobody has answered for so long has come to those who hang.
 const STUCK: Duration = Duration::from_millis(150);
 
-/// One that is answered goes on for so long at the most: dials to nodes that are busy take a quarter of a second each.
-const LONGEST: Duration = Duration::from_secs(1);
+/// One that is answered goes on for so long at the most: dials to nodes that are busy take a quarter of a second each. A
+/// pull that comes from its search asks the meeting point next, and its mirror waits a second for the advice.
+const LONGEST: Duration = Duration::from_millis(500);
 
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(50);
