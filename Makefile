@@ -35,8 +35,12 @@ test-matrix: deps containerds ## run the tests on real containerds once more, on
 	@for containerd in target/containerds/*/usr/bin/containerd; do \
 		echo "== $$containerd"; \
 		PEILI_TEST_CONTAINERD=$$PWD/$$containerd $(AS_ROOT) cargo test --all-features \
-			--test content --test sharing --test lab_itself || exit 1; \
+			--test content --test sharing --test hosts --test lab_itself || exit 1; \
 	done
+
+.PHONY: bench
+bench: deps ## what the mirror's relay of a body costs beside a plain copy, measured
+	cargo bench --all-features --bench relay
 
 .PHONY: bench-crowd
 bench-crowd: deps containerds ## many nodes pull an image at once, measured; CROWD='--list' says what can be tried

@@ -11,12 +11,14 @@ use tracing::{info, warn};
 use crate::config::{Configuration, ContainerdVersion, VersionFormat};
 use crate::content::containerd;
 use crate::hosts::{self, Done};
-use crate::node_token;
+use crate::{basic_auth, node_token};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Hosts(#[from] hosts::Error),
+    #[error(transparent)]
+    BasicAuth(#[from] basic_auth::Error),
     #[error(transparent)]
     Token(#[from] node_token::Error),
     /// Nobody reads what was done; it is done nevertheless.
@@ -31,8 +33,11 @@ impl Error {
         const IO: u8 = 74;
         /// EX_TEMPFAIL
         const TRY_AGAIN: u8 = 75;
+        /// EX_CONFIG
+        const CONFIG: u8 = 78;
         match self {
             Error::Hosts(hosts::Error::Busy(_)) => TRY_AGAIN,
+            Error::Hosts(hosts::Error::OtherRelease { .. }) | Error::BasicAuth(_) => CONFIG,
             Error::Hosts(hosts::Error::Io { .. }) | Error::Token(_) | Error::Output(_) => IO,
         }
     }
@@ -46,9 +51,15 @@ pub fn configuration(config: &Configuration, out: &mut impl Write) -> Result<(),
         ContainerdVersion::Asked { socket } => ask_version(socket),
     };
     if let Some(data_dir) = &config.data_dir {
-        hosts.token = Some(hosts::Token {
-            header: node_token::HEADER,
+        hosts.headers.push(hosts::Header {
+            name: node_token::HEADER,
             value: node_token::load_or_create(data_dir)?,
+        });
+    }
+    if let Some(credentials) = basic_auth::load(&config.basic_auth_dir)? {
+        hosts.headers.push(hosts::Header {
+            name: basic_auth::HEADER,
+            value: credentials.header(),
         });
     }
     let done = hosts::configure(&hosts)?;
@@ -87,23 +98,58 @@ fn ask_version(socket: &Path) -> Option<hosts::Version> {
 }
 
 /// Puts back what containerd was configured to before us. Serving `/readyz` afterwards is the caller's part.
-pub fn cleanup(directory: &Path, out: &mut impl Write) -> Result<(), Error> {
-    let done = hosts::cleanup(directory)?;
+pub fn cleanup(
+    directory: &Path,
+    release: &hosts::Release,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    let done = hosts::cleanup(directory, release)?;
     info!(directory = %directory.display(), files = done.len(), "containerd no longer asks the mirror");
     report(&done, out)
 }
 
 fn report(done: &[Done], out: &mut impl Write) -> Result<(), Error> {
     for done in done {
-        if let Done::LeftAlone(path) = done {
-            warn!(
-                path = %path.display(),
-                "added by somebody else and left alone: containerd prefers it to the wildcard"
-            );
-        }
+        warn_of(done);
         writeln!(out, "{done}")?;
     }
     Ok(())
+}
+
+/// What an operator may not expect, and what to do where it is not meant so.
+fn warn_of(done: &Done) {
+    match done {
+        Done::LeftAlone(path) => warn!(
+            path = %path.display(),
+            "added by somebody else and left alone: containerd prefers it to the wildcard"
+        ),
+        Done::Edited(path) => warn!(
+            path = %path.display(),
+            "edited since it was written, and left alone. It does not follow what is configured: to have it written \
+             again, remove its directory"
+        ),
+        Done::Unmergeable(path, reason) => warn!(
+            path = %path.display(),
+            error = %reason,
+            "cannot be read, so nothing is put before it and its registry is not mirrored. containerd cannot read it, \
+             either: correct it, or remove it"
+        ),
+        Done::OfAnotherRelease(path, release) => warn!(
+            path = %path.display(),
+            release,
+            "written by another release and left alone: its own cleanup takes it away, or --release-name with its name"
+        ),
+        Done::NotOurs(path) => warn!(
+            path = %path.display(),
+            "there is nothing of ours beside this backup, so it is left to who made it"
+        ),
+        Done::Written(_)
+        | Done::Unchanged(_)
+        | Done::BackedUp(_)
+        | Done::Kept(_)
+        | Done::Removed(_)
+        | Done::Restored(_) => {}
+    }
 }
 
 #[derive(Serialize)]
@@ -153,6 +199,10 @@ mod tests {
         assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
     }
 
+    fn release() -> hosts::Release {
+        "peili".parse().expect("a name")
+    }
+
     fn nobody_says(directory: &Path) -> ContainerdVersion {
         let socket = directory.join("containerd.sock");
         ContainerdVersion::Asked { socket }
@@ -166,15 +216,18 @@ mod tests {
         let config = Configuration {
             hosts: hosts::Config {
                 directory: root.path().to_path_buf(),
+                release: release(),
                 registries: hosts::Registry::list(&["*"]).expect("registries"),
                 targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
                 resolve_tags: true,
-                token: None,
+                prepend_existing: false,
+                headers: Vec::new(),
                 containerd: None,
                 node_ips: Vec::new(),
             },
             containerd: nobody_says(root.path()),
             data_dir: None,
+            basic_auth_dir: root.path().join("absent"),
         };
 
         assert_eq!(
@@ -186,7 +239,7 @@ mod tests {
             )
         );
         assert_eq!(
-            said(|out| cleanup(root.path(), out)),
+            said(|out| cleanup(root.path(), &release(), out)),
             format!("restored {}\nremoved {}\n", at("ghcr.io"), at("_default"))
         );
     }
@@ -208,20 +261,66 @@ mod tests {
     }
 
     #[test]
+    fn what_a_secret_says_is_sent_to_us_and_half_of_it_is_a_mistake_of_the_configuration() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let secret = root.path().join("secret");
+        std::fs::create_dir(&secret).expect("mkdir");
+        std::fs::write(secret.join("username"), "Aladdin").expect("write");
+        let mut config = Configuration {
+            hosts: hosts::Config {
+                directory: root.path().join("certs.d"),
+                release: release(),
+                registries: vec![hosts::Registry::Every],
+                targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
+                resolve_tags: true,
+                prepend_existing: false,
+                headers: Vec::new(),
+                containerd: None,
+                node_ips: Vec::new(),
+            },
+            containerd: nobody_says(root.path()),
+            data_dir: Some(root.path().join("data")),
+            basic_auth_dir: secret.clone(),
+        };
+
+        let error = configuration(&config, &mut Vec::new()).expect_err("no password");
+        assert_eq!(error.exit_code(), 78);
+        assert!(!config.hosts.directory.exists());
+
+        std::fs::write(secret.join("password"), "open sesame").expect("write");
+        configuration(&config, &mut Vec::new()).expect("both");
+        let file = config.hosts.directory.join("_default/hosts.toml");
+        let text = std::fs::read_to_string(&file).expect("ours");
+        let header = r#"Authorization = ["Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="]"#;
+        assert!(
+            text.contains(header) && text.contains("x-peili-token"),
+            "{text}"
+        );
+
+        // And a second release is one, too.
+        config.hosts.release = "other".parse().expect("a name");
+        let error = configuration(&config, &mut Vec::new()).expect_err("another's");
+        assert_eq!(error.exit_code(), 78);
+    }
+
+    #[test]
     fn a_directory_that_cannot_be_changed_ends_with_a_code_and_its_name() {
         let file = tempfile::NamedTempFile::new().expect("tempfile");
         let config = Configuration {
             hosts: hosts::Config {
                 directory: file.path().join("certs.d"),
+                release: release(),
                 registries: vec![hosts::Registry::Every],
                 targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
                 resolve_tags: true,
-                token: None,
+                prepend_existing: false,
+                headers: Vec::new(),
                 containerd: None,
                 node_ips: Vec::new(),
             },
             containerd: nobody_says(file.path()),
             data_dir: None,
+            basic_auth_dir: file.path().with_extension("absent"),
         };
 
         let error = configuration(&config, &mut Vec::new()).expect_err("below a file");

@@ -72,10 +72,12 @@ pub struct Registry {
 /// What containerd is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configuration {
-    /// As it stands on the command line: without the node's token, and without containerd's version.
+    /// As it stands on the command line: without headers, and without containerd's version.
     pub hosts: hosts::Config,
     /// Where the node's token is kept; None: there is none.
     pub data_dir: Option<PathBuf>,
+    /// Where what containerd is asked for may be.
+    pub basic_auth_dir: PathBuf,
     pub containerd: ContainerdVersion,
 }
 
@@ -106,6 +108,7 @@ pub enum Bootstrap {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cleanup {
     pub containerd_registry_config_path: PathBuf,
+    pub release: hosts::Release,
     /// Where `/readyz` is answered once everything is restored; None: the process ends then.
     pub addr: Option<ListenAddr>,
 }
@@ -424,11 +427,14 @@ fn can_be_reached(ip: IpAddr) -> bool {
 
 fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configuration> {
     let directory = reader.directory(&raw.directory);
+    let release = reader.release(&raw.release);
     let registries = reader.registries(&raw.mirrored_registries);
     let targets: Vec<_> = list(&raw.mirror_targets).collect();
     let targets = reader.hosts("mirror-targets", hosts::Targets::list(&targets));
     let resolve_tags = reader.boolean("resolve-tags", &raw.resolve_tags);
+    let prepend_existing = reader.boolean("prepend-existing", &raw.prepend_existing);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
+    let basic_auth_dir = reader.read("basic-auth-dir", &raw.basic_auth_dir, absolute);
     let socket = reader.socket(&raw.containerd_sock);
     let said = match raw.containerd_version.trim() {
         "auto" => Some(None),
@@ -441,14 +447,17 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
     Some(Configuration {
         hosts: hosts::Config {
             directory: directory?,
+            release: release?,
             registries: registries?,
             targets: targets?,
             resolve_tags: resolve_tags?,
-            token: None,
+            prepend_existing: prepend_existing?,
+            headers: Vec::new(),
             containerd: None,
             node_ips,
         },
         data_dir: data_dir?,
+        basic_auth_dir: basic_auth_dir?,
         containerd: match said? {
             Some(version) => ContainerdVersion::Said(version),
             None => ContainerdVersion::Asked { socket: socket? },
@@ -463,9 +472,11 @@ fn node_ips(reader: &mut Reader) -> Vec<IpAddr> {
 
 fn cleanup(reader: &mut Reader, raw: &RawCleanup) -> Option<Cleanup> {
     let directory = reader.directory(&raw.directory);
+    let release = reader.release(&raw.release);
     let addr = reader.optional("addr", &raw.addr, listen_addr);
     Some(Cleanup {
         containerd_registry_config_path: directory?,
+        release: release?,
         addr: addr?,
     })
 }

@@ -8,6 +8,7 @@
 mod follow;
 mod ingest;
 pub mod uplink;
+mod watcher;
 
 use std::collections::HashMap;
 use std::io;
@@ -16,17 +17,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::oci::Digest;
 
-pub use ingest::{Ingest, Reached};
+pub use ingest::Ingest;
+use ingest::Lookout;
 pub use uplink::{Child, Uplink};
+use watcher::Watchers;
+pub use watcher::{View, Watching};
 
 /// Between looks at a growing file. containerd writes 1 MiB at a time, every 9 ms at 100 MB/s: this adds 5 ms on
 /// average to what the layer takes anyway, and one fstat each time. inotify would add 1 ms and take one of the 128
 /// instances that a node has for all of a user's processes.
 pub const POLL: Duration = Duration::from_millis(10);
+/// Requests of peers that wait here at once. A meeting point keeps 64 participants in mind for one content, all of whom may
+/// be sent to one of them, and no more than eight layers are read from here at once: who comes beyond that was sent here by
+/// nobody. Each takes a connection of some 20 KiB.
+const MAX_WAITING: usize = 512;
 
 /// Where containerd's content is (the directory above `blobs/` and `ingest/`), once that is known. Clones know the same.
 #[derive(Clone, Debug)]
@@ -76,6 +84,9 @@ struct Inner {
     is_unreadable: AtomicBool,
     /// How many guards there are for each digest.
     expected: Mutex<HashMap<Digest, usize>>,
+    watchers: Watchers,
+    /// For those who wait here.
+    seats: Arc<Semaphore>,
 }
 
 impl Inflight {
@@ -86,6 +97,8 @@ impl Inflight {
             namespace,
             is_unreadable: AtomicBool::new(false),
             expected: Mutex::default(),
+            watchers: Watchers::default(),
+            seats: Arc::new(Semaphore::new(MAX_WAITING)),
         })))
     }
 
@@ -119,7 +132,26 @@ impl Inflight {
             return Ok(None);
         };
         let digest = digest.clone();
-        tokio::task::spawn_blocking(move || ingest::find(&root, &inner.namespace, &digest)).await?
+        let look = move || Lookout::new(root, &inner.namespace, &digest).look();
+        tokio::task::spawn_blocking(look).await?
+    }
+
+    /// Tells of the download of `digest` from now on. However many are told, one looks.
+    pub fn watch(&self, digest: &Digest) -> Watching {
+        match &self.0 {
+            Some(inner) => inner.watchers.watch(&inner.root, &inner.namespace, digest),
+            None => Watching::nothing(),
+        }
+    }
+
+    /// A place for somebody who waits here, until it is dropped. None where too many do.
+    pub fn seat(&self) -> Option<Seat> {
+        let Some(inner) = &self.0 else {
+            // Nothing comes here that could be waited for.
+            return Some(Seat(None));
+        };
+        let seat = inner.seats.clone().try_acquire_owned().ok()?;
+        Some(Seat(Some(seat)))
     }
 
     /// Waits until it is known where containerd's content is, then says why downloads cannot be read there. A directory
@@ -155,6 +187,7 @@ impl Inflight {
     pub fn expect(&self, digest: Digest) -> Expecting {
         if let Some(inner) = &self.0 {
             *inner.expected().entry(digest.clone()).or_default() += 1;
+            inner.watchers.wake(&digest);
         }
         Expecting {
             inner: self.0.clone(),
@@ -189,6 +222,13 @@ fn readable(root: &Path) -> io::Result<()> {
         )),
     }
 }
+
+/// See [`Inflight::seat`].
+#[derive(Debug)]
+pub struct Seat(
+    #[allow(dead_code, reason = "it is given back when it is dropped")]
+    Option<OwnedSemaphorePermit>,
+);
 
 /// One reason to expect a digest, until it is dropped.
 #[derive(Debug)]
@@ -235,6 +275,17 @@ mod tests {
         let off = Inflight::off();
         let _guard = off.expect(digest.clone());
         assert!(!off.is_expected(&digest));
+    }
+
+    #[test]
+    fn there_are_so_many_seats_and_one_that_is_left_is_free() {
+        let inflight = Inflight::new(ContentRoot::unknown(), "k8s.io".into());
+        let mut seats: Vec<_> = (0..MAX_WAITING).map(|_| inflight.seat().unwrap()).collect();
+        assert!(inflight.clone().seat().is_none());
+
+        seats.pop();
+
+        assert!(inflight.seat().is_some());
     }
 
     #[tokio::test]

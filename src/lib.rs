@@ -19,7 +19,7 @@
 //!   hosts, inflight  kad   │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: metrics, node_token, private_file, readiness, server, shutdown, telemetry
+//!    beside the stack: basic_auth, metrics, node_token, private_file, readiness, server, shutdown, telemetry
 //! ```
 //!
 //! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and
@@ -29,6 +29,7 @@
 pub mod admin;
 pub mod advertise;
 pub mod app;
+pub mod basic_auth;
 pub mod commands;
 pub mod config;
 pub mod content;

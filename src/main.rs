@@ -29,8 +29,9 @@ fn main() -> ExitCode {
         Command::Configuration(config) => commands::configuration(&config, &mut out),
         Command::Cleanup(Cleanup {
             containerd_registry_config_path: directory,
+            release,
             addr,
-        }) => match (commands::cleanup(&directory, &mut out), addr) {
+        }) => match (commands::cleanup(&directory, &release, &mut out), addr) {
             (Ok(()), Some(addr)) => return stay_cleaned_up(addr),
             (done, _) => done,
         },

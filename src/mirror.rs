@@ -34,6 +34,11 @@ use flight::{Flight, Puller};
 use scoreboard::Scoreboard;
 use search::{Delivery, Search};
 
+/// From containerd's request to the first byte, or the 404, however many are asked in turn; and the same for a gap in a body.
+/// Two seconds are for those who hold it, and the last in the line waits ten for a leader who is silent
+/// (`routing/flight/table.rs`): whoever waited longer would do so for nobody's sake.
+const LIMIT: Duration = Duration::from_secs(12);
+
 /// For so long a key is not looked up again after peers that hold it have brought it too slowly to be worth it.
 const HOPELESS: Duration = Duration::from_secs(30);
 
@@ -204,17 +209,18 @@ impl Mirror {
 
     /// Those who hold `key`, and those who are getting it.
     async fn sources(&self, key: Key, puller: &Puller) -> Result<Sources, FetchError> {
+        let began = Instant::now();
         let boarding = match (&key, &self.flight) {
             (Key::Content(digest), Some(flight)) if flight.is_on() => {
                 if flight.leads_just_now(digest) {
                     return Err(FetchError::Lead(key));
                 }
-                Boarding::begin(self, digest, puller).await
+                Boarding::begin(self, digest, puller, began).await
             }
             _ => None,
         };
         Ok(Sources {
-            search: Search::new(self.clone(), key),
+            search: Search::new(self.clone(), key, began),
             boarding,
         })
     }
@@ -241,7 +247,8 @@ impl Mirror {
             range: None,
             growing: None,
         };
-        let delivery = Search::new(self.clone(), wanted.key).deliver(&ask).await?;
+        let mut search = Search::new(self.clone(), wanted.key, Instant::now());
+        let delivery = search.deliver(&ask).await?;
         Ok(delivery.answer.total)
     }
 
@@ -301,15 +308,20 @@ impl Mirror {
             let mut source = sources.deliver(&ask).await?;
             let content_type = source.delivery.answer.content_type.take();
             // Of one that is being fetched elsewhere the first byte comes late, and with it all others.
-            let deadline = match source.growing {
-                Some(_) => Instant::now() + attempt::GIVE_UP,
-                None => sources.search.deadline,
+            let deadline = match (&source.growing, &sources.boarding) {
+                (Some(_), Some(boarding)) => {
+                    boarding.deadline().min(Instant::now() + attempt::GIVE_UP)
+                }
+                _ => sources.search.deadline,
             };
             let error = match whole(&mut source.delivery, deadline).await {
                 Ok(bytes) => match digest_of(&bytes) {
                     Some(digest) => {
                         let peer = &source.delivery.peer.id;
                         self.scoreboard.delivered(peer, Instant::now());
+                        if let Some(boarding) = &sources.boarding {
+                            boarding.gives_up_to(bytes.len() as u64);
+                        }
                         return Ok(Manifest {
                             bytes,
                             digest,

@@ -403,3 +403,65 @@ async fn a_manifest_comes_whole_when_its_last_byte_is_there() {
     );
     assert_eq!(node.ask("GET", &path, &[PEER]).await.status, 404);
 }
+
+/// CPU time of this process since it began.
+fn cpu() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
+}
+
+/// What waits costs memory, and next to nothing else. `cargo test --all-features --test growing -- --nocapture hundreds`
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_waiters_for_a_handful_of_layers_cost_little() {
+    const WAITERS: usize = 400;
+    const LAYERS: usize = 5;
+    const SECONDS: usize = 5;
+    let node = Node::new().await;
+    let layers: Vec<Vec<u8>> = (0..LAYERS as u64).map(|n| noise(1000, 20 + n)).collect();
+    let digests: Vec<Digest> = layers.iter().map(|l| Digest::sha256(l)).collect();
+    // Two are expected and have not begun, three have begun and do not grow.
+    let _expected: Vec<_> = digests[..2]
+        .iter()
+        .map(|digest| node.inflight.expect(digest.clone()))
+        .collect();
+    let _begun: Vec<_> = layers[2..].iter().map(|l| node.download(l)).collect();
+    // What killed pulls have left.
+    let _left: Vec<_> = (0..30u8).map(|n| node.download(&[n; 100])).collect();
+
+    // The same requests, with and without waiting.
+    let ask = async |patience: &'static str| {
+        let before = cpu();
+        let waiting = (0..WAITERS).map(|n| {
+            let (node, digest) = (&node, &digests[n % LAYERS]);
+            async move {
+                for _ in 0..SECONDS {
+                    let answer = node.peer(digest, None, patience).await;
+                    assert_eq!(answer.status, 404);
+                    assert_eq!(answer.header("x-peili-flight"), Some("waiting"));
+                }
+            }
+        });
+        futures::future::join_all(waiting).await;
+        cpu() - before
+    };
+    let asking = ask("0").await;
+    let waiting = ask("1000").await.saturating_sub(asking);
+
+    println!(
+        "{WAITERS} waiters for {LAYERS} layers over {SECONDS} s: {waiting:?} of CPU for waiting, {asking:?} for asking"
+    );
+    // A fifth of one core, on a machine that other tests keep busy. When each waiter looked for itself it was all of two.
+    assert!(waiting < Duration::from_secs(1), "{waiting:?}");
+}
+
+#[tokio::test]
+async fn beyond_a_number_of_waiters_peers_are_sent_elsewhere() {
+    let node = Node::new().await;
+    let digest = Digest::sha256(b"layer");
+    let _expected = node.inflight.expect(digest.clone());
+    let seats: Vec<_> = std::iter::from_fn(|| node.inflight.seat()).collect();
+
+    assert_eq!(node.peer(&digest, None, "1000").await.status, 503);
+    drop(seats);
+    assert_eq!(node.peer(&digest, None, "0").await.status, 404);
+}

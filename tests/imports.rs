@@ -12,6 +12,7 @@ const MACROS: &[&str] = &["routing_conformance"];
 const WORDS: &[&str] = &["oci"];
 /// Beside the stack: these import nothing of ours, so everybody may import them.
 const BESIDE: &[&str] = &[
+    "basic_auth",
     "metrics",
     "node_token",
     "private_file",
@@ -38,6 +39,7 @@ const EDGES: &[&str] = &["registry", "admin", "doctor"];
 const RULES: &[(&str, &[&[&str]])] = &[
     ("oci", &[]),
     //
+    ("basic_auth", &[]),
     ("node_token", &[&["private_file"]]),
     ("private_file", &[]),
     ("readiness", &[]),

@@ -188,6 +188,17 @@ pub const SCENARIOS: &[Scenario] = &[
         ..COLD
     },
     Scenario {
+        name: "fast-registry-idle",
+        about: "the same at a quarter of the rates: eight nodes' bytes at 50 MB/s keep two cores busy, and then those are measured",
+        layers: Layers { count: 5, mib: 40 },
+        nodes: &[5, 8],
+        registry: 100 * MB,
+        link: 25 * MB / 2,
+        variants: &[Variant::Without, Variant::With],
+        checks: &[Check::NotSlower(1.1)],
+        ..COLD
+    },
+    Scenario {
         name: "staggered",
         about: "starts spread evenly over ten seconds",
         nodes: &[5, 8],

@@ -6,6 +6,7 @@ use std::time::Duration;
 use peili::inflight::uplink::free;
 use peili::inflight::{Expecting, Inflight};
 use peili::mirror::flight::part::{Part, Role, Seen};
+use peili::mirror::flight::registries::Registries;
 use peili::oci::Digest;
 use peili::routing::PeerId;
 use peili::routing::flight::table::{Circumstances, Said};
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use crate::options::Mode;
 use crate::world::{State, World};
 
+const IMAGE: &str = "registry.test/crowd";
 /// Numbers of the real ones (`mirror/flight/boarding.rs`): for a first byte, after a parent without one, and in all.
 const HOLD: Duration = Duration::from_millis(800);
 const BREATH: Duration = Duration::from_millis(10);
@@ -105,6 +107,7 @@ pub struct Memory {
     told: HashMap<u32, Told>,
     reported: Option<Instant>,
     is_looking: bool,
+    registries: Registries,
 }
 
 /// One request of containerd.
@@ -123,6 +126,7 @@ impl Memory {
             told: HashMap::new(),
             reported: None,
             is_looking: false,
+            registries: Registries::default(),
         }
     }
 
@@ -294,10 +298,11 @@ impl World {
             return self.lead(of, lease);
         };
         let digest = self.layers[layer as usize].digest.clone();
-        let get = &mut self.nodes[node as usize].gets[layer as usize];
+        let it = &mut self.nodes[node as usize];
+        let get = &mut it.gets[layer as usize];
         let wish = Wish {
             digest,
-            image: "registry.test/crowd".to_string(),
+            image: IMAGE.to_string(),
             generation: Generation::One,
             offset: get.offset as u64,
             doubts: std::mem::take(&mut get.client.doubts),
@@ -480,7 +485,13 @@ impl World {
 
     fn advised(&mut self, of: Try, advice: Advice, is_slow: bool) {
         match advice {
-            Advice::Lead { lease } => self.lead(of, lease),
+            Advice::Lead { lease } => {
+                let part = &mut self.nodes[of.node as usize].gets[of.layer as usize].part;
+                if let Some(part) = part.as_mut().filter(|_| is_slow) {
+                    part.goes_for_more(self.now);
+                }
+                self.lead(of, lease);
+            }
             // What it has goes on.
             Advice::Wait { .. } if is_slow => {}
             Advice::Wait { pause, .. } => {
@@ -594,14 +605,19 @@ impl World {
         let node_rate = standings.iter().map(|standing| standing.rate).sum();
         for (standing, layer) in standings.iter_mut().zip(&of_layers) {
             standing.node_rate = node_rate;
-            let get = &mut self.nodes[node as usize].gets[*layer as usize];
-            // Nothing is remembered of the registry here: each layer is judged as the first one is.
+            let it = &mut self.nodes[node as usize];
+            let get = &mut it.gets[*layer as usize];
+            let Some(part) = get.part.as_mut() else {
+                continue;
+            };
+            let registries = &mut it.memory.registries;
+            if let Some(got_more) = part.got_more(now) {
+                registries.note(IMAGE, got_more, now);
+            }
+            let is_proven = registries.is_faster(IMAGE, now);
             if self.options.mode == Mode::Auto
                 && get.stream.is_some()
-                && get
-                    .part
-                    .as_mut()
-                    .is_some_and(|part| part.is_slow(node_rate, false, now))
+                && part.is_slow(node_rate, is_proven, now)
             {
                 slow.push(*layer);
             }

@@ -25,10 +25,12 @@ pub(super) struct RawCommandLine {
 pub(super) enum RawCommand {
     /// Runs the mirror on this node, until SIGTERM.
     Registry(Box<RawRegistry>),
-    /// Makes this node's containerd ask the mirror first. Needs no restart of containerd, which must have its
-    /// registries' config_path set.
+    /// Makes this node's containerd ask the mirror first, by a hosts.toml for each registry. Needs no restart of
+    /// containerd, which must have its registries' config_path set. What was there before is kept in _backup. What
+    /// somebody adds or edits later is his, and is left alone; to undo that, remove its directory and run this again.
     Configuration(RawConfiguration),
-    /// Puts back what containerd was configured to before `configuration`, byte for byte.
+    /// Puts back what containerd was configured to before `configuration`, byte for byte, beside what somebody has
+    /// added or edited since.
     Cleanup(RawCleanup),
     /// Says which release this is.
     Version(RawVersion),
@@ -231,13 +233,17 @@ pub(super) struct RawConfiguration {
     #[command(flatten)]
     pub(super) directory: RawDirectory,
 
+    #[command(flatten)]
+    pub(super) release: RawRelease,
+
     /// Registries whose images are mirrored, such as https://docker.io or http://registry.example:5000. Default, like
     /// *: every registry.
     #[arg(long, env = "MIRRORED_REGISTRIES", value_delimiter = ',', num_args = 0.., value_name = "URL")]
     pub(super) mirrored_registries: Vec<String>,
 
     /// URLs at which containerd asks the mirror, such as http://192.0.2.7:30020, in this order. Required. An address
-    /// that drops packets instead of refusing costs every request 30 s on containerd 1.6 and 1.7.
+    /// that drops packets instead of refusing costs every request 30 s on containerd 1.6 and 1.7. One with a path is a
+    /// mirror that is not Peili, and the path is whole: https://harbor.example/v2/proxy. It gets no token.
     #[arg(long, env = "MIRROR_TARGETS", value_delimiter = ',', num_args = 0.., value_name = "URL")]
     pub(super) mirror_targets: Vec<String>,
 
@@ -248,6 +254,15 @@ pub(super) struct RawConfiguration {
         require_equals = true, value_name = "true|false"
     )]
     pub(super) resolve_tags: String,
+
+    /// Whether mirrors, certificates and headers that certs.d names already go on to count, behind ours. With false they
+    /// are moved to its _backup and count for nothing until cleanup: a registry that is only reached with a certificate
+    /// or through a proxy named there can then be pulled from other nodes alone.
+    #[arg(
+        long, env = "PREPEND_EXISTING", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, value_name = "true|false"
+    )]
+    pub(super) prepend_existing: String,
 
     /// Where the node's token is kept: made here once, sent by containerd to the mirror, and required by `registry` with
     /// the same directory before it fetches anything for anybody. Files with it are readable by root alone. Default:
@@ -260,6 +275,17 @@ pub(super) struct RawConfiguration {
         value_name = "PATH"
     )]
     pub(super) data_dir: String,
+
+    /// Where the user name and the password for the mirror are, in two files called username and password, as a Secret
+    /// mounts them. containerd sends them with every request to a target without a path; files with them are readable
+    /// by root alone. Neither file there: nothing is sent.
+    #[arg(
+        long,
+        env = "BASIC_AUTH_DIR",
+        default_value = "/etc/secrets/basic-auth",
+        value_name = "PATH"
+    )]
+    pub(super) basic_auth_dir: String,
 
     /// Which containerd reads the files, such as 1.7 or 2.1.9; auto: it is asked at its socket. 2.x is given each target
     /// that is this node's own (loopback, an address of this machine, or one in the variable NODE_IP) four times, so that
@@ -290,6 +316,9 @@ pub(super) struct RawCleanup {
     #[command(flatten)]
     pub(super) directory: RawDirectory,
 
+    #[command(flatten)]
+    pub(super) release: RawRelease,
+
     /// Where /readyz is answered, until SIGTERM, once everything is restored. Default: nowhere; the process ends then.
     #[arg(
         long,
@@ -311,6 +340,19 @@ pub(super) struct RawDirectory {
         value_name = "PATH"
     )]
     pub(super) containerd_registry_config_path: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawRelease {
+    /// Which installation this is. On a node there can be one: another one's `configuration` is refused, and its
+    /// `cleanup` changes nothing. What was written under one name must be cleaned up under it.
+    #[arg(
+        long,
+        env = "RELEASE_NAME",
+        default_value = "peili",
+        value_name = "NAME"
+    )]
+    pub(super) release_name: String,
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::options::RawDirectory;
+use super::options::{RawDirectory, RawRelease};
 use super::value::{self, ListenAddr};
 use super::{Refusal, USAGE};
 use crate::hosts;
@@ -163,6 +163,11 @@ impl Reader {
     pub(super) fn directory(&mut self, raw: &RawDirectory) -> Option<PathBuf> {
         let flag = "containerd-registry-config-path";
         self.read(flag, &raw.containerd_registry_config_path, absolute)
+    }
+
+    pub(super) fn release(&mut self, raw: &RawRelease) -> Option<hosts::Release> {
+        let read = raw.release_name.trim().parse();
+        self.hosts("release-name", read.map_err(|mistake| vec![mistake]))
     }
 
     pub(super) fn registries(&mut self, raw: &[String]) -> Option<Vec<hosts::Registry>> {

@@ -92,6 +92,47 @@ fn resolve_tags_is_true_bare_and_by_default() {
 }
 
 #[test]
+fn whose_files_are_written_and_what_stays_behind_them_is_what_was_said() {
+    let configuration = |words: &str| {
+        let words = format!("configuration --mirror-targets http://a {words}");
+        match command(&words) {
+            Command::Configuration(config) => config,
+            other => panic!("{words}: {other:?}"),
+        }
+    };
+    for (words, prepends, name, secret) in [
+        ("", false, "peili", "/etc/secrets/basic-auth"),
+        (
+            "--prepend-existing",
+            true,
+            "peili",
+            "/etc/secrets/basic-auth",
+        ),
+        (
+            "--prepend-existing=true --release-name kube-system/a --basic-auth-dir /b",
+            true,
+            "kube-system/a",
+            "/b",
+        ),
+    ] {
+        let config = configuration(words);
+
+        assert_eq!(config.hosts.prepend_existing, prepends, "{words}");
+        assert_eq!(
+            config.hosts.release,
+            name.parse().expect("a name"),
+            "{words}"
+        );
+        assert_eq!(config.basic_auth_dir, PathBuf::from(secret), "{words}");
+    }
+    for words in ["configuration --mirror-targets http://a", "cleanup"] {
+        let text = refused(&format!("{words} --release-name a%b"));
+        let said = "--release-name [RELEASE_NAME] \"a%b\" is no name of 1 to 253 letters";
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
 fn containerds_version_is_asked_for_unless_it_is_said() {
     let configuration = |words: &str| {
         let words = format!("configuration --mirror-targets http://a {words}");
@@ -170,6 +211,7 @@ fn empty_values_count_as_unset_where_there_is_no_default() {
         command(words),
         Command::Cleanup(Cleanup {
             containerd_registry_config_path: "/x".into(),
+            release: "peili".parse().expect("a name"),
             addr: None
         })
     );

@@ -7,8 +7,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
+use super::mark::Mark;
+use super::target::{Target, Targets};
 use super::toml::{self, Entry};
-use super::{Target, Targets, Version};
+use super::version::Version;
 use crate::oci::distribution::AGAIN;
 
 /// Entries before the last. Of 12 layers that five nodes wanted at once (containerd 2.1), the last was there after 18.1 s
@@ -19,7 +21,7 @@ const ENTRIES: usize = 3;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fit {
     Suits,
-    /// Not written by us, or changed until we cannot read it.
+    /// Not written by us, or changed since.
     NotOurs,
     /// containerd 2.x cannot be told to ask again at this target (a URL): nodes that pull an image at the same time take
     /// parts of it from the registry more than once.
@@ -35,9 +37,11 @@ pub fn fit(text: &str, version: &Version, node_ips: &[IpAddr]) -> Fit {
 }
 
 fn fit_where(text: &str, version: &Version, is_own: impl Fn(&Target) -> bool) -> Fit {
-    let Some(urls) = toml::is_ours(text).then(|| toml::urls(text)).flatten() else {
+    let (Some(mark), Some(mut urls)) = (Mark::read(text), toml::urls(text)) else {
         return Fit::NotOurs;
     };
+    // What follows was there before us.
+    urls.truncate(mark.hosts);
     let last_words: Vec<_> = urls.iter().filter(|url| !url.contains(AGAIN)).collect();
     let Ok(targets) = Targets::list(&last_words) else {
         return Fit::NotOurs;
@@ -58,7 +62,8 @@ fn fit_where(text: &str, version: &Version, is_own: impl Fn(&Target) -> bool) ->
 /// Entries of `target` before its last one.
 fn count(target: &Target, version: Option<&Version>, is_own: impl Fn(&Target) -> bool) -> usize {
     let gives_way = version.is_some_and(Version::gives_way);
-    if gives_way && is_own(target) {
+    // Below a path there is another registry, which has no entries of ours.
+    if gives_way && !target.has_path() && is_own(target) {
         ENTRIES
     } else {
         0
@@ -76,7 +81,10 @@ pub fn entries(
         // containerd takes such a path as it is, where it appends /v2 to the plain URL.
         let again = 1..=count(target, version, &is_own);
         entries.extend(again.map(|n| Entry::Again(format!("{target}{AGAIN}/{n}/v2"))));
-        entries.push(Entry::Last(target.to_string()));
+        entries.push(match target.has_path() {
+            true => Entry::Below(target.to_string()),
+            false => Entry::Last(target.to_string()),
+        });
     }
     entries
 }
@@ -84,10 +92,8 @@ pub fn entries(
 /// Whether a target is on this node: loopback, one of `node_ips`, or an address of this machine as it is seen from here
 /// (a pod in a network of its own sees only the pod's). Other names than `localhost` are not resolved.
 pub fn is_own(target: &Target, node_ips: &[IpAddr]) -> bool {
-    target.is_localhost()
-        || target
-            .ip()
-            .is_some_and(|ip| ip.is_loopback() || node_ips.contains(&ip) || is_this_machines(ip))
+    let is_here = |ip: IpAddr| ip.is_loopback() || node_ips.contains(&ip) || is_this_machines(ip);
+    target.is_localhost() || target.ip().is_some_and(is_here)
 }
 
 /// Asks the kernel by binding a socket, which sends nothing: it lets nobody have an address that is not its own, and
@@ -105,6 +111,7 @@ fn is_this_machines(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::existing;
     use super::*;
 
     fn targets(texts: &[&str]) -> Targets {
@@ -123,6 +130,7 @@ mod tests {
     #[test]
     fn only_containerd_2_and_only_at_the_nodes_own_address_is_offered_more_than_one_entry() {
         let (own, other) = ("http://192.0.2.7:30020", "http://192.0.2.8:30020");
+        let below = "http://192.0.2.7:5000/v2/proxy";
         let again = [1, 2, 3].map(|n| Entry::Again(format!("{own}/again/{n}/v2")));
         let last = |url: &str| Entry::Last(url.to_string());
         let four = [&again[..], &[last(own)]].concat();
@@ -140,6 +148,11 @@ mod tests {
                 &[own, other],
                 Some("2.0"),
                 [&four[..], &[last(other)]].concat(),
+            ),
+            (
+                &[own, below],
+                Some("2.0"),
+                [&four[..], &[Entry::Below(below.to_string())]].concat(),
             ),
         ] {
             let containerd = containerd.map(version);
@@ -177,26 +190,47 @@ mod tests {
         assert!(is_this_machines(Ipv4Addr::LOCALHOST.into()));
     }
 
+    fn hosts(entries: Vec<Entry>) -> toml::Hosts {
+        toml::Hosts {
+            release: "peili".to_string(),
+            entries,
+            resolve_tags: true,
+            headers: Vec::new(),
+        }
+    }
+
+    fn file(entries: Vec<Entry>) -> String {
+        hosts(entries).alone(None)
+    }
+
     #[test]
     fn a_file_is_told_from_one_for_another_containerd() {
         let own = "http://192.0.2.7:30020";
         let written = |urls: &[&str], containerd: &str| {
             let entries = entries(&targets(urls), Some(&version(containerd)), is_node);
-            toml::render(&super::super::Registry::Every, &entries, true, None)
+            file(entries)
         };
         let (one, four) = (written(&[own], "1.7"), written(&[own], "2.1"));
+        let proxy = written(&[own, "http://192.0.2.7:1/v2/hub"], "2.1");
         let remote = written(&["http://192.0.2.8:1"], "2.1");
         let turned = {
-            let (head, tables) = four.split_once("\n\n").expect("tables");
-            let mut tables: Vec<_> = tables.trim_end().split("\n\n").collect();
-            tables.reverse();
-            format!("{head}\n\n{}\n", tables.join("\n\n"))
+            let mut entries = entries(&targets(&[own]), Some(&version("2.1")), is_node);
+            entries.reverse();
+            file(entries)
+        };
+        let mine = "\n[host.\"http://192.0.2.9:1\"]\n";
+        let before_mine = {
+            let entries = entries(&targets(&[own]), Some(&version("2.1")), is_node);
+            existing::prepended(&hosts(entries), mine, None).expect("merged")
         };
         let (few, many) = (Fit::TooFew(own.into()), Fit::TooMany(own.into()));
         for (text, containerd, expected) in [
             (&one, "1.7", Fit::Suits),
             (&four, "2.1", Fit::Suits),
             (&remote, "1.7", Fit::Suits),
+            (&proxy, "2.1", Fit::Suits),
+            (&before_mine, "2.1", Fit::Suits),
+            (&before_mine, "1.7", many.clone()),
             (&remote, "2.1", Fit::Suits),
             (&one, "2.1", few.clone()),
             (&four, "1.7", many),

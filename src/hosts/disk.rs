@@ -2,9 +2,9 @@
 //!
 //! The process can be killed between any two of them, so each leaves a directory that the next run understands.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,18 @@ pub enum Error {
     /// Another process changes the same directory: try again when it is done.
     #[error("{} is being changed by another process", .0.display())]
     Busy(PathBuf),
+    /// Neither would know what the other has moved where.
+    #[error(
+        "--release-name [RELEASE_NAME] {ours:?} is not the release that {} belongs to, which is {theirs:?}, and two on \
+         one node would undo each other's files: uninstall one of them or keep them on different nodes; where {theirs:?} \
+         is gone for good, run `peili cleanup --release-name={theirs}` on this node first",
+        directory.display()
+    )]
+    OtherRelease {
+        directory: PathBuf,
+        ours: String,
+        theirs: String,
+    },
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
         doing: &'static str,
@@ -24,8 +36,13 @@ pub enum Error {
     },
 }
 
+/// What containerd reads in a registry's directory.
+pub const HOSTS_TOML: &str = "hosts.toml";
 /// Name under which a file grows before it gets its own.
 pub const UNFINISHED: &str = ".hosts.toml.peili";
+
+/// In the names of what had to make way.
+pub const FOUND: &str = ".found-";
 
 /// containerd runs as root, but its clients that read the file (nerdctl, ctr) may not.
 const FILE_MODE: u32 = 0o644;
@@ -71,6 +88,32 @@ pub fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
+/// Whether there is the same under both names: of directories, in the first what is in the second, too.
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    let (Ok(first), Ok(second)) = (a.symlink_metadata(), b.symlink_metadata()) else {
+        return false;
+    };
+    if first.file_type() != second.file_type() {
+        return false;
+    }
+    if first.is_dir() {
+        return entries(a).is_ok_and(|entries| {
+            let mut names = entries.iter().filter_map(|entry| entry.file_name());
+            names.all(|name| name == UNFINISHED || is_same(&a.join(name), &b.join(name)))
+        });
+    }
+    if (first.dev(), first.ino()) == (second.dev(), second.ino()) {
+        return true;
+    }
+    if first.is_symlink() {
+        return fs::read_link(a).is_ok_and(|target| fs::read_link(b).is_ok_and(|t| t == target));
+    }
+    first.is_file()
+        && first.mode() == second.mode()
+        && first.len() == second.len()
+        && fs::read(a).is_ok_and(|bytes| fs::read(b).is_ok_and(|other| other == bytes))
+}
+
 /// What is in a directory, in the order of the names.
 pub fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let read = || {
@@ -99,20 +142,37 @@ pub fn make_directory(path: &Path) -> Result<(), Error> {
     sync(parent.unwrap_or(Path::new(".")))
 }
 
+/// Whether nobody but its owner has a say in it.
 pub fn is_secret(path: &Path) -> bool {
     path.metadata()
-        .is_ok_and(|found| found.permissions().mode() & 0o777 == SECRET_MODE)
+        .is_ok_and(|found| found.permissions().mode() & 0o077 == 0)
 }
 
-/// Writes `hosts.toml` in `directory`: whoever opens it sees the old file or the new one, whole.
-pub fn write_hosts_toml(directory: &Path, text: &str, is_secret: bool) -> Result<(), Error> {
+/// Whether nobody but root may read what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eyes {
+    Everybodys,
+    Roots,
+}
+
+/// Writes a file in `directory`: whoever opens it sees the old one or the new one, whole.
+pub fn write(directory: &Path, name: &str, text: &str, eyes: Eyes) -> Result<(), Error> {
     let unfinished = directory.join(UNFINISHED);
     let (half, rest) = text.as_bytes().split_at(text.len() / 2);
-
-    let mode = if is_secret { SECRET_MODE } else { FILE_MODE };
+    let mode = match eyes {
+        Eyes::Everybodys => FILE_MODE,
+        Eyes::Roots => SECRET_MODE,
+    };
 
     step("create", &unfinished)?;
-    let mut file = File::create(&unfinished).map_err(failed("create", &unfinished))?;
+    // Not opened if it is there: a killed run's may have had another mode, and who has it open keeps it open.
+    let mut file = remove_if_there(&unfinished)
+        .and_then(|()| {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(SECRET_MODE);
+            options.open(&unfinished)
+        })
+        .map_err(failed("create", &unfinished))?;
     file.set_permissions(Permissions::from_mode(mode))
         .and_then(|()| file.write_all(half))
         .map_err(failed("write", &unfinished))?;
@@ -120,7 +180,61 @@ pub fn write_hosts_toml(directory: &Path, text: &str, is_secret: bool) -> Result
     file.write_all(rest)
         .and_then(|()| file.sync_all())
         .map_err(failed("write", &unfinished))?;
-    rename(&unfinished, &directory.join("hosts.toml"))
+    rename(&unfinished, &directory.join(name))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// One more name for a file or a symlink, with its mode, owner and times; where the file system gives none, a copy.
+/// There is nothing at `to`.
+pub fn link(from: &Path, to: &Path) -> Result<(), Error> {
+    step("link", to)?;
+    if let Ok(()) = hard_link(from, to) {
+        return sync_parents(to, to);
+    }
+    if from.is_symlink() {
+        fs::read_link(from)
+            .and_then(|target| symlink(target, to))
+            .map_err(failed("copy", from))?;
+        return sync_parents(to, to);
+    }
+    let unfinished = to.with_file_name(UNFINISHED);
+    step("copy", from)?;
+    let copy = || {
+        remove_if_there(&unfinished)?;
+        let found = from.metadata()?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(SECRET_MODE);
+        let mut file = options.open(&unfinished)?;
+        io::copy(&mut File::open(from)?, &mut file)?;
+        // Not ours to give away without privileges; whoever could read it by its owner still cannot by us.
+        let _ = std::os::unix::fs::fchown(&file, Some(found.uid()), Some(found.gid()));
+        file.set_permissions(found.permissions())?;
+        file.sync_all()
+    };
+    copy().map_err(failed("copy", from))?;
+    rename(&unfinished, to)
+}
+
+fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    if !tests::CAN_LINK.get() {
+        return Err(io::Error::other("no links here"));
+    }
+    fs::hard_link(from, to)
+}
+
+/// A directory as another one is, without what is in it.
+pub fn make_directory_like(path: &Path, like: &Path) -> Result<(), Error> {
+    make_directory(path)?;
+    let found = like.metadata().map_err(failed("look at", like))?;
+    let _ = std::os::unix::fs::chown(path, Some(found.uid()), Some(found.gid()));
+    fs::set_permissions(path, found.permissions()).map_err(failed("change the mode of", path))
 }
 
 pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
@@ -159,6 +273,17 @@ pub fn remove_file(path: &Path) -> Result<(), Error> {
     sync_parents(path, path)
 }
 
+/// Removes whatever there is.
+pub fn remove_tree(path: &Path) -> Result<(), Error> {
+    if !is_directory(path) {
+        return remove_file(path);
+    }
+    for entry in entries(path)? {
+        remove_tree(&entry)?;
+    }
+    remove_directory(path)
+}
+
 /// Removes an empty directory.
 pub fn remove_directory(path: &Path) -> Result<(), Error> {
     step("remove", path)?;
@@ -170,7 +295,7 @@ pub fn remove_directory(path: &Path) -> Result<(), Error> {
 pub fn free_name(path: &Path) -> PathBuf {
     let numbered = (1..).map(|n| {
         let mut name = path.as_os_str().to_owned();
-        name.push(format!(".found-{n}"));
+        name.push(format!("{FOUND}{n}"));
         PathBuf::from(name)
     });
     std::iter::once(path.to_path_buf())
@@ -211,6 +336,8 @@ pub mod tests {
         static STEPS_TO_LIVE: Cell<Option<usize>> = const { Cell::new(None) };
         /// Whether this thread's file system exchanges names.
         pub static CAN_EXCHANGE: Cell<bool> = const { Cell::new(true) };
+        /// Whether it gives a file one more name.
+        pub static CAN_LINK: Cell<bool> = const { Cell::new(true) };
     }
 
     /// Runs `work` and kills it before its step number `steps`, counted from 0.

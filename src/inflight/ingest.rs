@@ -10,21 +10,20 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use tokio::time::{Instant, sleep};
 
-use super::POLL;
 use crate::oci::Digest;
 
 /// What containerd calls what it downloads (remotes.MakeRefKey).
 const KINDS: [&str; 4] = ["layer", "config", "manifest", "index"];
 /// One node downloads a handful at a time; the rest are what killed pulls left in a day. Reading a `ref` takes 10 us
-/// (30 took 316): so many take less than the 3 ms that a waiting peer's every look may cost.
+/// (30 took 316): so many take less than 3 ms, and are read again only when there is another.
 const MAX_SCANNED: usize = 256;
+/// containerd makes the directory of a download first and its `ref` within milliseconds: one that is as old as this has it.
+const REF_IS_THERE: Duration = Duration::from_secs(1);
 /// An image name of 255 characters, a digest of sha512 and a namespace of 76 take less.
 const MAX_REF: u64 = 1 << 10;
 /// Digits of the largest length, with room for a newline.
@@ -39,19 +38,6 @@ pub(super) fn directory(root: &Path) -> PathBuf {
 pub struct Ingest {
     pub(super) data: Arc<File>,
     total: u64,
-    /// The most that was ever seen of it: less later on means that the download began anew.
-    seen: Arc<AtomicU64>,
-}
-
-/// Why a wait ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reached {
-    /// The byte at the offset is there.
-    Further,
-    /// Not within the time; it may still come.
-    NotYet,
-    /// The download was given up, or began anew.
-    Gone,
 }
 
 impl Ingest {
@@ -90,67 +76,80 @@ impl Ingest {
         blobs.is_some_and(|name| name == "blobs")
     }
 
-    /// Waits until more than `offset` bytes are there.
-    pub async fn reaches(&self, offset: u64, limit: Duration) -> Reached {
-        let deadline = Instant::now() + limit;
-        loop {
-            match self.is_beyond(offset) {
-                Ok(Some(true)) => return Reached::Further,
-                Ok(Some(false)) => {}
-                // What cannot even be asked for its length cannot be read.
-                Ok(None) | Err(_) => return Reached::Gone,
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Reached::NotYet;
-            }
-            sleep(POLL.min(left)).await;
-        }
-    }
-
-    /// None where the download is gone.
-    fn is_beyond(&self, offset: u64) -> io::Result<Option<bool>> {
-        let written = self.written()?;
-        let shrank = written < self.seen.fetch_max(written, Ordering::Relaxed);
-        if shrank {
-            return Ok(None);
-        }
-        if written > offset {
-            return Ok(Some(true));
-        }
-        Ok((!self.is_abandoned()?).then_some(false))
+    /// Whether both are the same open file.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.data, &other.data)
     }
 }
 
-/// The ingest of `digest` in `namespace`: at its computed path, else by a look into every `ref`. The latter is for
-/// descriptors with the annotation `org.opencontainers.image.ref.name`, whose refs hold that name as well, and for a
-/// sequence other than 1, which was never seen.
-pub(super) fn find(root: &Path, namespace: &str, digest: &Digest) -> io::Result<Option<Ingest>> {
-    let directory = directory(root);
-    for kind in KINDS {
-        let reference = format!("{namespace}/1/{kind}-{digest}");
-        let name = Digest::sha256(reference.as_bytes());
-        if let Some(ingest) = open(&directory.join(name.hex()))? {
-            return Ok(Some(ingest));
+/// Where the download of one digest is looked for.
+pub(super) struct Lookout {
+    directory: PathBuf,
+    /// Where it is as a rule, by kind.
+    computed: [PathBuf; KINDS.len()],
+    /// Where it is when it is whole.
+    blob: PathBuf,
+    namespace: String,
+    digest: Digest,
+    /// As of when no `ref` was found to be of it.
+    scanned: Option<SystemTime>,
+}
+
+impl Lookout {
+    pub(super) fn new(root: PathBuf, namespace: &str, digest: &Digest) -> Self {
+        let directory = directory(&root);
+        let computed = KINDS.map(|kind| {
+            let reference = format!("{namespace}/1/{kind}-{digest}");
+            directory.join(Digest::sha256(reference.as_bytes()).hex())
+        });
+        let mut blob = root.join("blobs");
+        blob.extend(digest.as_str().split(':'));
+        Self {
+            directory,
+            computed,
+            blob,
+            namespace: namespace.to_owned(),
+            digest: digest.clone(),
+            scanned: None,
         }
     }
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    for entry in entries.take(MAX_SCANNED) {
-        let path = entry?.path();
-        let Some(reference) = read_short(&path.join("ref"), MAX_REF)? else {
-            continue;
+
+    /// The ingest: at its computed path, else by a look into every `ref`. The latter is for descriptors with the annotation
+    /// `org.opencontainers.image.ref.name`, whose refs hold that name as well, and for a sequence other than 1, which was
+    /// never seen.
+    pub(super) fn look(&mut self) -> io::Result<Option<Ingest>> {
+        for path in &self.computed {
+            if let Some(ingest) = open(path)? {
+                return Ok(Some(ingest));
+            }
+        }
+        let changed = match fs::metadata(&self.directory) {
+            Ok(metadata) => metadata.modified()?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
         };
-        if is_of(&reference, namespace, digest)
-            && let Some(ingest) = open(&path)?
-        {
-            return Ok(Some(ingest));
+        if self.scanned == Some(changed) {
+            return Ok(None);
         }
+        for entry in fs::read_dir(&self.directory)?.take(MAX_SCANNED) {
+            let path = entry?.path();
+            let Some(reference) = read_short(&path.join("ref"), MAX_REF)? else {
+                continue;
+            };
+            if is_of(&reference, &self.namespace, &self.digest) {
+                // Whatever it lacks yet it may get without a change of the directory.
+                return open(&path);
+            }
+        }
+        let is_settled = changed.elapsed().is_ok_and(|age| age > REF_IS_THERE);
+        self.scanned = is_settled.then_some(changed);
+        Ok(None)
     }
-    Ok(None)
+
+    /// Whether there is a blob of that name.
+    pub(super) fn is_whole(&self) -> bool {
+        fs::metadata(&self.blob).is_ok_and(|metadata| metadata.is_file())
+    }
 }
 
 /// Whether a ref of `namespace` is for `digest`.
@@ -176,7 +175,6 @@ fn open(path: &Path) -> io::Result<Option<Ingest>> {
     Ok(total.filter(|total| *total > 0).map(|total| Ingest {
         data: Arc::new(data),
         total,
-        seen: Arc::default(),
     }))
 }
 
@@ -222,8 +220,6 @@ mod tests {
     use super::*;
     use crate::inflight::{ContentRoot, Inflight};
     use crate::testing::ingest::FakeIngests;
-
-    const ROOM: Duration = Duration::from_secs(10);
 
     fn inflight(ingests: &FakeIngests) -> Inflight {
         let root = ContentRoot::known(ingests.root().to_owned());
@@ -318,40 +314,27 @@ mod tests {
         assert!(find().await.is_none(), "a directory");
     }
 
-    #[tokio::test]
-    async fn a_wait_ends_with_growth_with_the_time_or_with_the_download() {
+    #[test]
+    fn refs_are_read_again_only_when_there_may_be_another() {
         let ingests = FakeIngests::new();
         let digest = Digest::sha256(b"layer");
-        let mut fake = ingests.begin("layer", &digest, 10);
-        let ingest = inflight(&ingests).find(&digest).await.unwrap().unwrap();
-        let soon = Duration::from_millis(30);
+        let mut lookout = Lookout::new(ingests.root().to_owned(), "k8s.io", &digest);
+        let long_ago = SystemTime::now() - 2 * REF_IS_THERE;
+        let age = || {
+            let directory = File::open(directory(ingests.root())).unwrap();
+            directory.set_modified(long_ago).unwrap();
+        };
+        assert!(lookout.look().unwrap().is_none());
+        assert_eq!(lookout.scanned, None, "its ref may not be written yet");
+        age();
+        assert!(lookout.look().unwrap().is_none());
+        assert_eq!(lookout.scanned, Some(long_ago));
 
-        assert_eq!(ingest.reaches(0, soon).await, Reached::NotYet);
-        let waiting = tokio::spawn({
-            let ingest = ingest.clone();
-            async move { ingest.reaches(3, ROOM).await }
-        });
-        fake.write(b"123");
-        assert_eq!(
-            ingest.reaches(3, soon).await,
-            Reached::NotYet,
-            "three are not four"
-        );
-        fake.write(b"4");
-        assert_eq!(waiting.await.unwrap(), Reached::Further);
-
-        fake.truncate(2);
-        assert_eq!(ingest.reaches(5, ROOM).await, Reached::Gone);
-        let again = inflight(&ingests).find(&digest).await.unwrap().unwrap();
-        assert_eq!(
-            again.reaches(1, ROOM).await,
-            Reached::Further,
-            "its new beginning"
-        );
-
-        fake.abort();
-        assert!(again.is_abandoned().unwrap());
-        assert_eq!(again.reaches(5, ROOM).await, Reached::Gone);
+        let reference = format!("k8s.io/1/layer-app:v1@{digest}");
+        let _download = ingests.begin_as(&reference, Some("7"));
+        assert!(lookout.look().unwrap().is_some(), "another");
+        age();
+        assert!(lookout.look().unwrap().is_none(), "as it was");
     }
 
     #[tokio::test]
@@ -367,6 +350,6 @@ mod tests {
         fs::remove_file(blob).unwrap();
 
         assert!(!ingest.is_abandoned().unwrap());
-        assert_eq!(ingest.reaches(4, ROOM).await, Reached::Further);
+        assert_eq!(ingest.written().unwrap(), 5);
     }
 }

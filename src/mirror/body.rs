@@ -17,10 +17,10 @@ use hyper::Method;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
-use super::FetchError;
 use super::attempt::{Ask, PeerError};
 use super::flight::boarding::{Boarded, Boarding};
 use super::search::{Delivery, Search};
+use super::{FetchError, LIMIT};
 use crate::oci::distribution::{ByteRange, Span};
 
 /// A peer that brings less than [`FLOOR`] in so much waiting is replaced. As long as the wait for a first byte: TCP
@@ -73,16 +73,24 @@ struct Body {
     longest: Duration,
     /// Peers in a row that failed before they had brought much.
     poor: u32,
+    /// Since when nobody has brought as much as [`FLOOR`] at once: one time for all who are tried in vain.
+    gap: Option<Instant>,
 }
 
 impl Sources {
     /// The first that delivers what is asked for.
     pub async fn deliver(&mut self, ask: &Ask) -> Result<Source, FetchError> {
         let source = match (self.search.deliver(ask).await, &mut self.boarding) {
-            (Ok(delivery), _) => Source {
-                delivery,
-                growing: None,
-            },
+            (Ok(delivery), boarding) => {
+                if let Some(boarding) = boarding {
+                    boarding.takes_what_is_whole();
+                }
+                Source {
+                    delivery,
+                    growing: None,
+                }
+            }
+            // Nobody has it, or those who have it fail, or are all busy: one of those who are getting it may have room.
             (Err(FetchError::NoPeer(_) | FetchError::Exhausted { .. }), Some(boarding)) => {
                 let Boarded { delivery, depth } = boarding.deliver(ask).await?;
                 Source {
@@ -96,6 +104,14 @@ impl Sources {
             boarding.takes_from(&source.delivery.peer, ask);
         }
         Ok(source)
+    }
+
+    /// For the rest of a body that nobody has brought since `gap`.
+    fn again(&mut self, gap: Instant) {
+        self.search.again(gap + LIMIT);
+        if let Some(boarding) = &mut self.boarding {
+            boarding.again(gap);
+        }
     }
 
     /// A source did not deliver, or not to the end.
@@ -127,6 +143,7 @@ pub(super) fn unbroken(
         since: 0,
         longest: Duration::ZERO,
         poor: 0,
+        gap: None,
     };
     stream::try_unfold(body, |mut body| async move {
         let chunk = body.next().await?;
@@ -188,13 +205,19 @@ impl Body {
         self.brought += chunk.len() as u64;
         self.waited += waited;
         self.longest = self.longest.max(waited);
+        if self.brought >= FLOOR {
+            self.gap = None;
+        }
         let is_growing = self.source.growing.is_some();
         if is_growing || self.brought - self.since >= FLOOR {
             self.since = self.brought;
             self.waited = Duration::ZERO;
         }
-        if let Some(boarding) = self.sources.boarding.as_ref().filter(|_| is_growing) {
-            boarding.saved(chunk.len() as u64);
+        if let Some(boarding) = &self.sources.boarding {
+            boarding.gives_up_to(self.offset);
+            if is_growing {
+                boarding.saved(chunk.len() as u64);
+            }
         }
         // Told here: who has got the length that he was promised does not ask for more.
         if self.offset == self.end {
@@ -208,7 +231,8 @@ impl Body {
     async fn resume(&mut self, error: PeerError) -> io::Result<()> {
         let (key, peer) = (&self.sources.search.key, &self.source.delivery.peer);
         info!(%key, peer = %peer.id, offset = self.offset, %error, "peer failed in mid-body");
-        self.sources.search.again();
+        self.sources
+            .again(*self.gap.get_or_insert_with(Instant::now));
         self.sources.failed(&self.source, error);
         if self.source.growing.is_none() {
             self.poor = match self.brought < WORTHWHILE {

@@ -3,6 +3,7 @@
 //! ```text
 //! boarding   one request: ask the rendezvous; lead (404), follow a parent, or come back
 //! part       what this node is getting now, and how it stands; pure
+//! registries which registries are faster than those who are followed; pure
 //! reporter   looks at containerd's ingests, tells the rendezvous, hears how flights stand
 //! images     which image a blob is part of
 //! blame      who brought what containerd refused
@@ -15,10 +16,11 @@ mod blame;
 pub(super) mod boarding;
 mod images;
 pub mod part;
+pub mod registries;
 mod reporter;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,11 +39,10 @@ use crate::routing::rendezvous::{self, Generation, Rendezvous, Standing};
 use blame::Distrust;
 use images::Images;
 use part::{Part, Role};
+use registries::Registries;
 
 /// For so long after it got nothing from the registry a node lets others try first.
 const VAIN: Duration = Duration::from_secs(20);
-/// For so long it is remembered of a registry that it brought more: as long as a crowd's pull of a large image takes.
-const FASTER: Duration = Duration::from_secs(60);
 /// Parts of one node at once. containerd downloads three layers of each image at a time, and `ctr` all of them; what comes
 /// beyond this goes to the registry without us.
 const MAX_PARTS: usize = 128;
@@ -117,8 +118,7 @@ struct Inner {
     in_vain: Mutex<HashMap<Digest, Instant>>,
     images: Images,
     is_leaving: AtomicBool,
-    /// Registries that lately brought more than whoever was followed, and when.
-    faster: Mutex<HashMap<String, Instant>>,
+    registries: Mutex<Registries>,
     distrust: Distrust,
     /// There is something to look at.
     wake: Notify,
@@ -147,7 +147,7 @@ impl Flight {
             parts: Mutex::default(),
             in_vain: Mutex::default(),
             is_leaving: AtomicBool::new(false),
-            faster: Mutex::default(),
+            registries: Mutex::default(),
             distrust: Distrust::default(),
             wake: Notify::new(),
             metrics,
@@ -231,13 +231,14 @@ impl Flight {
             Part::new(image, puller.generation, expecting, now)
         });
         part.requests += 1;
-        let slow = part.slow.subscribe();
+        let (slow, given) = (part.slow.subscribe(), part.given.clone());
         drop(parts);
         self.0.wake.notify_one();
         Some(Aboard {
             flight: self.clone(),
             digest: digest.clone(),
             slow,
+            given,
         })
     }
 
@@ -252,22 +253,9 @@ impl Flight {
         self.0.wake.notify_one();
     }
 
-    /// What came of going to an image's registry instead of following.
-    fn note_registry(&self, image: &str, got_more: bool, now: Instant) {
-        let mut faster = self.0.faster.lock().unwrap_or_else(PoisonError::into_inner);
-        faster.retain(|_, at| now.saturating_duration_since(*at) < FASTER);
-        let registry = registry_of(image);
-        if got_more {
-            faster.insert(registry.to_string(), now);
-        } else {
-            faster.remove(registry);
-        }
-    }
-
-    fn is_faster(&self, image: &str, now: Instant) -> bool {
-        let faster = self.0.faster.lock().unwrap_or_else(PoisonError::into_inner);
-        let noted = faster.get(registry_of(image));
-        noted.is_some_and(|at| now.saturating_duration_since(*at) < FASTER)
+    fn registries(&self) -> MutexGuard<'_, Registries> {
+        let registries = self.0.registries.lock();
+        registries.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn led_in_vain(&self, digest: &Digest) -> bool {
@@ -300,6 +288,8 @@ struct Aboard {
     digest: Digest,
     /// Turns true when leading would be faster.
     slow: watch::Receiver<bool>,
+    /// How far the bytes go that containerd was given.
+    given: Arc<AtomicU64>,
 }
 
 impl Drop for Aboard {
@@ -310,9 +300,4 @@ impl Drop for Aboard {
             part.left = now;
         });
     }
-}
-
-/// The registry of `registry/repository`.
-fn registry_of(image: &str) -> &str {
-    image.split('/').next().unwrap_or_default()
 }

@@ -66,10 +66,11 @@ struct Asking {
 }
 
 impl Search {
-    pub fn new(mirror: Mirror, key: Key) -> Self {
+    /// For a request that began at `began`.
+    pub fn new(mirror: Mirror, key: Key, began: Instant) -> Self {
         Self {
             lookup: Some(mirror.router.lookup(key.clone())),
-            deadline: Instant::now() + FIRST_BYTE,
+            deadline: began + FIRST_BYTE,
             mirror,
             key,
             untried: Vec::new(),
@@ -81,15 +82,20 @@ impl Search {
         }
     }
 
-    /// Begins anew, with a new lookup: who has been asked stays out, who has come to hold it meanwhile comes in.
-    pub fn again(&mut self) {
+    /// Begins anew, with a new lookup: who has been asked stays out, who has come to hold it meanwhile comes in. All of it
+    /// is to be over at `limit`.
+    pub fn again(&mut self, limit: Instant) {
         self.lookup = Some(self.mirror.router.lookup(self.key.clone()));
-        self.deadline = Instant::now() + FIRST_BYTE;
+        self.deadline = limit.min(Instant::now() + FIRST_BYTE);
         self.failures = 0;
     }
 
     /// Asks peer after peer until one delivers its first byte.
     pub async fn deliver(&mut self, ask: &Ask) -> Result<Delivery, FetchError> {
+        // Nobody is asked who would not be waited for.
+        if Instant::now() >= self.deadline {
+            return Err(self.exhausted(Vec::new()));
+        }
         let mut attempts: FuturesUnordered<
             BoxFuture<'static, (Peer, Result<Delivery, PeerError>)>,
         > = FuturesUnordered::new();

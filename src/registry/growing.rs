@@ -15,7 +15,7 @@ use tracing::debug;
 use super::access::Source;
 use super::error::{Error, Miss};
 use super::{Answered, Asked, Registry, blob, in_time, manifest};
-use crate::inflight::{Child, Ingest, POLL, Reached};
+use crate::inflight::{Child, Ingest, POLL, Seat, View, Watching};
 use crate::oci::Digest;
 use crate::oci::distribution::{ByteRange, Flight, MAX_MANIFEST, ManifestReference, Span};
 
@@ -26,15 +26,27 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 /// up to 6 ms before its request reaches us. What is in neither place for so long is not coming.
 const ABSENT_AFTER: Duration = Duration::from_millis(20);
 
+/// While this node's containerd is about to begin a download, whether it still is is asked again after this.
+const STILL: Duration = Duration::from_millis(100);
+
 /// A peer that waits for content of this node.
 struct Waiting<'a> {
     registry: &'a Registry,
     digest: &'a Digest,
     deadline: Instant,
-    /// Whether there was a download to wait for at the last look.
-    has_found: bool,
+    /// From the second look on: most find what they came for at the first.
+    seat: Option<(Watching, Seat)>,
+    /// Bytes that are needed of the download that was there at the last look. None: there was none.
+    needed: Option<u64>,
     /// When there was last a reason to wait.
     hoped: Instant,
+}
+
+/// Why nobody is to wait here any longer.
+enum Ended {
+    Flight(Flight),
+    /// Too many wait already.
+    Full,
 }
 
 impl<'a> Waiting<'a> {
@@ -44,43 +56,95 @@ impl<'a> Waiting<'a> {
             registry,
             digest,
             deadline: now + patience.min(MAX_WAIT),
-            has_found: false,
+            seat: None,
+            needed: None,
             hoped: now,
         }
     }
 
-    /// The download that is going on here and has the byte at the offset that `needs` gives, waited for within the time.
+    /// The download that is going on here, if it has the byte at the offset that `needs` gives.
     async fn ingest(
         &mut self,
         needs: impl Fn(&Ingest) -> Result<u64, Error>,
     ) -> Result<Option<Ingest>, Error> {
-        let found = self.registry.inflight.find(self.digest).await;
-        let ingest = found.unwrap_or_else(|e| {
-            debug!(digest = %self.digest, error = %e, "the ingest directory cannot be read");
-            None
-        });
-        self.has_found = ingest.is_some();
+        self.needed = None;
+        let ingest = match &self.seat {
+            Some((watching, _)) => match watching.view() {
+                View::Growing { ingest, .. } => Some(ingest),
+                _ => None,
+            },
+            None => {
+                let found = self.registry.inflight.find(self.digest).await;
+                found.unwrap_or_else(|e| {
+                    debug!(digest = %self.digest, error = %e, "the ingest directory cannot be read");
+                    None
+                })
+            }
+        };
         let Some(ingest) = ingest else {
             return Ok(None);
         };
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let reached = ingest.reaches(needs(&ingest)?, left).await;
-        Ok((reached == Reached::Further).then_some(ingest))
+        let needed = needs(&ingest)? + 1;
+        self.needed = Some(needed);
+        Ok((ingest.written().unwrap_or(0) >= needed).then_some(ingest))
     }
 
-    /// Returns when it is time to look again; the answer to the peer where it is not.
-    async fn again(&mut self) -> Result<(), Flight> {
-        let now = Instant::now();
-        if self.has_found || self.registry.inflight.is_expected(self.digest) {
-            self.hoped = now;
-            if now >= self.deadline {
-                return Err(Flight::Waiting);
+    /// Returns when it is time to look again; the answer to the peer where it is not. Nobody looks but the watcher until it
+    /// has seen something.
+    async fn again(&mut self) -> Result<(), Ended> {
+        let (watching, _) = match &mut self.seat {
+            Some(seat) => seat,
+            None => {
+                let inflight = &self.registry.inflight;
+                let seat = inflight.seat().ok_or(Ended::Full)?;
+                self.seat.insert((inflight.watch(self.digest), seat))
             }
-        } else if now.saturating_duration_since(self.hoped) >= ABSENT_AFTER {
-            return Err(Flight::Absent);
+        };
+        let needed = self.needed;
+        let is_time = move |view: &View| match (view, needed) {
+            (View::Growing { written, .. }, Some(needed)) => *written >= needed,
+            (View::Growing { .. } | View::Whole, _) => true,
+            // It has ended; before the first look one has been found already.
+            (View::Nothing, needed) => needed.is_some(),
+            (View::Unknown, _) => false,
+        };
+        let was_time = is_time(&watching.view());
+        loop {
+            let now = Instant::now();
+            let is_expected = self.registry.inflight.is_expected(self.digest);
+            let until = if needed.is_some() || is_expected {
+                self.hoped = now;
+                if now >= self.deadline {
+                    return Err(Ended::Flight(Flight::Waiting));
+                }
+                self.deadline.min(now + STILL)
+            } else if now.saturating_duration_since(self.hoped) >= ABSENT_AFTER {
+                return Err(Ended::Flight(Flight::Absent));
+            } else {
+                self.hoped + ABSENT_AFTER
+            };
+            watching.wait(until, is_time).await;
+            if is_time(&watching.view()) {
+                break;
+            }
         }
-        sleep(POLL).await;
+        if was_time {
+            // What was there at the last look was no use: not in a circle.
+            sleep(POLL).await;
+        }
         Ok(())
+    }
+}
+
+impl Ended {
+    fn to_error(&self, miss: impl Fn(Miss) -> Error) -> Error {
+        match self {
+            Self::Flight(flight) => miss(Miss::Flight(*flight)),
+            // Nobody else is known to be getting it: the meeting point is.
+            Self::Full => Error::Busy {
+                holders: Vec::new(),
+            },
+        }
     }
 }
 
@@ -117,7 +181,7 @@ pub(super) async fn blob(
             }
         }
         let looks_again = waiting.again().await;
-        looks_again.map_err(|flight| Error::NoBlob(Miss::Flight(flight)))?;
+        looks_again.map_err(|ended| ended.to_error(Error::NoBlob))?;
     }
 }
 
@@ -192,6 +256,6 @@ pub(super) async fn manifest(
             }
         }
         let looks_again = waiting.again().await;
-        looks_again.map_err(|flight| Error::NoManifest(Miss::Flight(flight)))?;
+        looks_again.map_err(|ended| ended.to_error(Error::NoManifest))?;
     }
 }

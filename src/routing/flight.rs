@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::oci::Digest;
-use crate::routing::messenger::{Call, Messenger};
+use crate::routing::messenger::{Call, Messenger, Unreachable};
 use crate::routing::{Peer, PeerId};
 use desk::Look;
 use table::Table;
@@ -123,7 +123,16 @@ impl Flights {
         limit: Duration,
     ) -> Option<Answer> {
         let message: Bytes = question.encode();
-        let answer = match self.0.messenger.call(whom, message, limit).await {
+        let deadline = Instant::now() + limit;
+        let messenger = &self.0.messenger;
+        let mut answer = messenger.call(whom, message.clone(), limit).await;
+        // On a connection that had been idle, and that the other side has just closed, a message is lost however well that
+        // one is. The next call makes a new connection; and every question may be put twice.
+        if answer == Err(Unreachable::Gone) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            answer = messenger.call(whom, message, left).await;
+        }
+        let answer = match answer {
             Ok(answer) => Answer::decode(answer).map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };

@@ -62,6 +62,8 @@ pub enum Doubt {
     Corrupt,
     /// It has too many others already.
     Busy,
+    /// It has not got as far as this node by its own account: nothing is wrong with it.
+    Behind,
 }
 
 /// What to do about a wish.
@@ -111,6 +113,8 @@ pub enum Part {
     Follows {
         parent: PeerId,
     },
+    /// From somebody who has it whole. Where those who have it are busy, others can follow this one.
+    Takes,
     /// Wholly here.
     Holds,
     /// Not any more: the ingest vanished without a blob, or the pull was given up.
@@ -142,6 +146,7 @@ impl fmt::Display for Doubt {
             Doubt::Silent => "silent",
             Doubt::Corrupt => "corrupt",
             Doubt::Busy => "busy",
+            Doubt::Behind => "behind",
         })
     }
 }

@@ -45,6 +45,8 @@ struct Node {
     /// Until somebody takes it.
     calls: Option<mpsc::Receiver<Call>>,
     manners: Manners,
+    /// The next call to it is lost.
+    has_closed: bool,
     advertised: HashSet<Key>,
     /// Whom this node does not offer until it hears of them.
     gone: HashSet<PeerId>,
@@ -73,6 +75,7 @@ impl Node {
             inbox,
             calls: Some(calls),
             manners: Manners::default(),
+            has_closed: false,
             advertised: HashSet::new(),
             gone: HashSet::new(),
             refusals: Vec::new(),
@@ -159,6 +162,11 @@ impl FakeRouter {
         self.node(|node| node.manners = Manners::Silent);
     }
 
+    /// The next call to this node comes on a connection that it has just closed.
+    pub fn close_connections(&self) {
+        self.node(|node| node.has_closed = true);
+    }
+
     /// From now on this node does not understand calls, as those of Spegel do not.
     pub fn be_a_stranger(&self) {
         self.node(|node| node.manners = Manners::Strange);
@@ -224,6 +232,10 @@ impl FakeRouter {
             if let Some(me) = state.nodes.get_mut(&self.id) {
                 me.gone.insert(to.clone());
             }
+            return Err(Unreachable::Gone);
+        }
+        let callee = state.nodes.get_mut(to);
+        if callee.is_some_and(|node| std::mem::take(&mut node.has_closed)) {
             return Err(Unreachable::Gone);
         }
         match state.nodes.get(to) {

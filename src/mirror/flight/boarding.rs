@@ -1,9 +1,10 @@
 //! One request of this node's containerd, on its way to a source that is still growing.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::Method;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, info};
 
 use super::blame::Giver;
@@ -11,7 +12,7 @@ use super::part::Role;
 use super::{Aboard, Flight, Puller};
 use crate::mirror::attempt::{Ask, PeerError};
 use crate::mirror::search::Delivery;
-use crate::mirror::{FetchError, Mirror};
+use crate::mirror::{FetchError, LIMIT, Mirror};
 use crate::oci::distribution::ByteRange;
 use crate::oci::{Digest, Key};
 use crate::routing::rendezvous::{Advice, Doubt, Generation, Wish};
@@ -22,10 +23,7 @@ const HOLD: Duration = Duration::from_millis(800);
 /// containerd 2.x is sent back after this, so that the permit that its request holds goes to other layers. A fresh leader's
 /// first MiB takes 0.1 to 0.5 s with 50 MB/s for five nodes (measured).
 const POSTPONE: Duration = Duration::from_millis(600);
-/// The rendezvous lets nobody wait for longer than 10 s for a leader that is silent, and 2 s for its own silence. This bounds
-/// what it may say otherwise.
-const LIMIT: Duration = Duration::from_secs(13);
-/// containerd 2.x downloads three layers at a time: a layer that its leader has in its queue comes when it comes, and to go
+/// Instead of [`LIMIT`], from the request on. containerd 2.x downloads three layers at a time: a layer that its leader has in its queue comes when it comes, and to go
 /// to the registry for it costs a copy and gains nothing. Bounded all the same.
 const LIMIT_QUEUED: Duration = Duration::from_secs(30);
 /// Three meeting points that do not answer take 0.75 s; more is no use to anybody.
@@ -48,6 +46,18 @@ pub(in crate::mirror) struct Boarding {
     doubts: Vec<(PeerId, Doubt)>,
     /// Parents since the request began.
     parents: u32,
+    /// When the request began, or the gap in its body.
+    began: Instant,
+    /// Whether its leader's containerd had it in its queue, as was last heard.
+    is_queued: bool,
+}
+
+/// What came of asking once.
+enum Step {
+    Delivered(Boarded),
+    Leads(u64),
+    /// Not before this pause is over.
+    Again(Duration),
 }
 
 /// Whom a body is taken from, and how patient to be with it.
@@ -59,7 +69,12 @@ pub(in crate::mirror) struct Boarded {
 
 impl Boarding {
     /// None where this request goes on without the others.
-    pub async fn begin(mirror: &Mirror, digest: &Digest, puller: &Puller) -> Option<Self> {
+    pub async fn begin(
+        mirror: &Mirror,
+        digest: &Digest,
+        puller: &Puller,
+        began: Instant,
+    ) -> Option<Self> {
         let flight = mirror.flight.clone().filter(Flight::is_on)?;
         let image = timeout(LOOK, flight.0.images.of(&puller.image, digest)).await;
         let image = image.unwrap_or_else(|_| puller.image.clone());
@@ -73,7 +88,23 @@ impl Boarding {
             aboard,
             doubts: Vec::new(),
             parents: 0,
+            began,
+            is_queued: false,
         })
+    }
+
+    /// The body goes on after a gap that began at `gap`.
+    pub fn again(&mut self, gap: Instant) {
+        self.began = gap;
+        self.is_queued = false;
+    }
+
+    /// When the request's first byte must have come, or the next one of its body.
+    pub fn deadline(&self) -> Instant {
+        match (self.is_queued, self.puller.generation) {
+            (true, Generation::Two) => self.began + LIMIT_QUEUED,
+            _ => self.began + LIMIT,
+        }
     }
 
     /// The bytes of `ask` from a node that is getting them, or has them by now, the first one in hand.
@@ -82,44 +113,51 @@ impl Boarding {
     /// ask again.
     pub async fn deliver(&mut self, ask: &Ask) -> Result<Boarded, FetchError> {
         let began = Instant::now();
-        let mut is_queued = false;
         loop {
-            let waited = began.elapsed();
-            let limit = match is_queued && self.puller.generation == Generation::Two {
-                true => LIMIT_QUEUED,
-                false => LIMIT,
+            let deadline = self.deadline();
+            let step = match Instant::now() < deadline {
+                true => timeout_at(deadline, self.step(ask, began)).await.ok(),
+                false => None,
             };
-            if waited > limit {
-                info!(digest = %self.digest, ?waited, "nobody brings it: this node goes to the registry");
-                self.flight.0.metrics.missed.inc();
-                return Err(self.lead(rand::random()));
-            }
-            match self.advice(ask, false).await {
-                Advice::Lead { lease } => {
+            let waited = began.elapsed();
+            match step {
+                Some(Step::Delivered(boarded)) => return Ok(boarded),
+                Some(Step::Leads(lease)) => {
                     if waited >= Duration::from_secs(2) {
                         self.flight.0.metrics.missed.inc();
                     }
                     return Err(self.lead(lease));
                 }
-                Advice::Wait {
-                    pause,
-                    is_queued: queued,
-                } => {
-                    is_queued = queued;
+                Some(Step::Again(pause)) => {
                     self.postpone(began)?;
-                    sleep(pause.clamp(BREATH, HOLD)).await;
+                    sleep_until(self.deadline().min(Instant::now() + pause)).await;
                 }
-                Advice::Follow {
-                    parent,
-                    depth,
-                    is_queued: queued,
-                } => {
-                    is_queued = queued;
-                    if let Some(delivery) = self.follow(&parent, ask, began).await {
-                        return Ok(Boarded { delivery, depth });
-                    }
-                    self.postpone(began)?;
-                    sleep(BREATH).await;
+                None => {
+                    info!(digest = %self.digest, ?waited, "nobody brings it: this node goes to the registry");
+                    self.flight.0.metrics.missed.inc();
+                    return Err(self.lead(rand::random()));
+                }
+            }
+        }
+    }
+
+    /// Asks once, and whom it is told to follow.
+    async fn step(&mut self, ask: &Ask, began: Instant) -> Step {
+        match self.advice(ask, false).await {
+            Advice::Lead { lease } => Step::Leads(lease),
+            Advice::Wait { pause, is_queued } => {
+                self.is_queued = is_queued;
+                Step::Again(pause.clamp(BREATH, HOLD))
+            }
+            Advice::Follow {
+                parent,
+                depth,
+                is_queued,
+            } => {
+                self.is_queued = is_queued;
+                match self.follow(&parent, ask, began).await {
+                    Some(delivery) => Step::Delivered(Boarded { delivery, depth }),
+                    None => Step::Again(BREATH),
                 }
             }
         }
@@ -171,6 +209,13 @@ impl Boarding {
         self.doubt(parent, error);
     }
 
+    /// A node that has it whole delivers: whoever finds such nodes busy can follow this one.
+    pub fn takes_what_is_whole(&self) {
+        self.flight.change(&self.digest, |part| {
+            part.becomes(Role::Takes, Instant::now());
+        });
+    }
+
     /// `peer` brings bytes: whose fault it was will be asked if containerd refuses them.
     pub fn takes_from(&self, peer: &Peer, ask: &Ask) {
         /// Of a body that went on with so many others, all that matter are among the last.
@@ -185,6 +230,11 @@ impl Boarding {
             }
             part.givers.push(giver);
         });
+    }
+
+    /// containerd is given all bytes before `offset`, or has them.
+    pub fn gives_up_to(&self, offset: u64) {
+        self.aboard.given.fetch_max(offset, Ordering::Relaxed);
     }
 
     /// Bytes that came from a node that was still getting them.
@@ -258,6 +308,7 @@ impl Boarding {
             PeerError::Refused => Doubt::Refused,
             PeerError::Absent => Doubt::Gone,
             PeerError::Busy { .. } => Doubt::Busy,
+            PeerError::NotSatisfiable { .. } => Doubt::Behind,
             _ => Doubt::Silent,
         };
         if self.doubts.len() < MAX_DOUBTS {
@@ -288,5 +339,205 @@ fn first(ask: &Ask) -> u64 {
     match (&ask.method, &ask.range) {
         (&Method::GET, Some(ByteRange::From { first, .. })) => *first,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use futures::TryStreamExt as _;
+
+    use super::*;
+    use crate::inflight::{ContentRoot, Inflight, Uplink};
+    use crate::mirror::flight::{Metrics, Parts};
+    use crate::mirror::{self, InFlightSharing, Wanted};
+    use crate::routing::Router as _;
+    use crate::routing::rendezvous::{Course, Rendezvous, Standing};
+    use crate::testing::content::FakeStore;
+    use crate::testing::ingest::FakeIngests;
+    use crate::testing::noise;
+    use crate::testing::peer::FakePeer;
+    use crate::testing::router::{FakeRouter, FakeSwarm};
+
+    /// Says the same to everybody, after a while.
+    struct Oracle {
+        advice: Advice,
+        after: Duration,
+    }
+
+    #[async_trait]
+    impl Rendezvous for Oracle {
+        async fn ask(&self, _: Wish) -> Advice {
+            tokio::time::sleep(self.after).await;
+            self.advice.clone()
+        }
+
+        async fn report(&self, _: Vec<Standing>) -> Vec<Course> {
+            Vec::new()
+        }
+
+        async fn pulls(&self, _: &str, _: Generation, _: bool) {}
+    }
+
+    /// A node whose meeting points say `advice`.
+    fn node(
+        ingests: &FakeIngests,
+        router: FakeRouter,
+        (advice, after): (Advice, Duration),
+    ) -> (Mirror, Flight) {
+        let root = ContentRoot::known(ingests.root().to_owned());
+        let metrics = prometheus::Registry::new();
+        let parts = Parts {
+            rendezvous: Arc::new(Oracle { advice, after }),
+            store: Arc::new(FakeStore::default()),
+            inflight: Inflight::new(root, "k8s.io".into()),
+            uplink: Uplink::default(),
+            sharing: InFlightSharing::Auto,
+        };
+        let config = mirror::Config {
+            retries: 3,
+            zone: None,
+        };
+        let flight = Flight::new(parts, Metrics::new(&metrics));
+        let mirror = Mirror::new(Arc::new(router), config, mirror::Metrics::new(&metrics));
+        (mirror.with_flight(flight.clone()), flight)
+    }
+
+    #[tokio::test]
+    async fn where_all_holders_are_busy_somebody_who_is_getting_it_is_followed() {
+        let layer = noise(100_000, 1);
+        let holder = FakePeer::serving(layer.clone()).busy_and_naming(&[]);
+        let holder = holder.spawn().await;
+        let other = FakePeer::serving(layer.clone()).spawn().await;
+        let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
+        let digest = Digest::sha256(&layer);
+        let held = swarm.join(holder.peer().registry[0]);
+        held.advertise(vec![Key::Content(digest.clone())])
+            .await
+            .unwrap();
+        let follow = Advice::Follow {
+            parent: other.peer(),
+            depth: 1,
+            is_queued: false,
+        };
+        let router = swarm.join(([127, 0, 0, 1], 5000).into());
+        let (mirror, flight) = node(&ingests, router, (follow, Duration::ZERO));
+
+        let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
+
+        let body = fetched.unwrap().body;
+        let role = flight.role(&digest);
+        let bytes: Vec<Bytes> = body.try_collect().await.unwrap();
+        assert!(bytes.concat() == layer);
+        assert_eq!((holder.asked().len(), other.asked().len()), (1, 1));
+        let parent = other.peer().id;
+        assert_eq!(role, Some(Role::Follows { parent }));
+    }
+
+    #[tokio::test]
+    async fn who_takes_what_is_whole_says_so() {
+        let layer = noise(100_000, 2);
+        let holder = FakePeer::serving(layer.clone()).spawn().await;
+        let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
+        let digest = Digest::sha256(&layer);
+        let held = swarm.join(holder.peer().registry[0]);
+        held.advertise(vec![Key::Content(digest.clone())])
+            .await
+            .unwrap();
+        let router = swarm.join(([127, 0, 0, 1], 5000).into());
+        let (mirror, flight) = node(&ingests, router, (wait(false), Duration::ZERO));
+
+        let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
+
+        assert_eq!(flight.role(&digest), Some(Role::Takes));
+        drop(fetched);
+    }
+
+    fn wanted(digest: &Digest, generation: Generation) -> Wanted {
+        Wanted {
+            key: Key::Content(digest.clone()),
+            path_and_query: format!("/v2/app/blobs/{digest}?ns=registry.test"),
+            puller: Puller {
+                image: "registry.test/app".into(),
+                generation,
+                may_ask_again: false,
+            },
+        }
+    }
+
+    /// How long a node that finds no holder, however long it looks, lets its containerd wait for a blob and for a manifest.
+    async fn waits(advice: Advice, after: Duration, generation: Generation) -> [Duration; 2] {
+        let ingests = FakeIngests::new();
+        let router = FakeSwarm::new().join(([10, 0, 0, 1], 5000).into());
+        router.hang_lookups();
+        let (mirror, _) = node(&ingests, router, (advice, after));
+        let digest = Digest::sha256(b"layer");
+        let began = Instant::now();
+        let blob = mirror.blob(wanted(&digest, generation), None).await.err();
+        let took = began.elapsed();
+        assert!(matches!(blob, Some(FetchError::Lead(_))), "{blob:?}");
+        let digest = Digest::sha256(b"manifest");
+        let began = Instant::now();
+        let manifest = mirror.manifest(wanted(&digest, generation), &digest).await;
+        let manifest = manifest.err();
+        assert!(
+            matches!(manifest, Some(FetchError::Lead(_))),
+            "{manifest:?}"
+        );
+        [took, began.elapsed()]
+    }
+
+    fn wait(is_queued: bool) -> Advice {
+        Advice::Wait {
+            pause: Duration::from_millis(40),
+            is_queued,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_limit_bounds_all_that_a_request_is_made_to_wait_for() {
+        let (at_once, slowly) = (Duration::ZERO, Duration::from_millis(900));
+        let never = Duration::from_secs(3600);
+        let lead = Advice::Lead { lease: 1 };
+        let search = Duration::from_secs(2);
+        for (case, advice, after, generation, expected) in [
+            ("told to wait", wait(false), at_once, Generation::One, LIMIT),
+            ("slowly", wait(false), slowly, Generation::One, LIMIT),
+            (
+                "1.x and a queue",
+                wait(true),
+                at_once,
+                Generation::One,
+                LIMIT,
+            ),
+            ("2.x", wait(false), at_once, Generation::Two, LIMIT),
+            (
+                "2.x and a queue",
+                wait(true),
+                at_once,
+                Generation::Two,
+                LIMIT_QUEUED,
+            ),
+            (
+                "no answer",
+                wait(false),
+                never,
+                Generation::One,
+                search + ADVICE,
+            ),
+            ("told to lead", lead, at_once, Generation::One, search),
+        ] {
+            for took in waits(advice.clone(), after, generation).await {
+                // The clock's grain.
+                let late = took.saturating_sub(expected);
+                assert!(
+                    took >= expected && late.as_millis() <= 5,
+                    "{case}: {took:?}"
+                );
+            }
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! What this node is getting now, and how that stands. Pure: looks and times come in.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -51,6 +53,8 @@ pub struct Part {
     /// Who has brought bytes of it.
     pub givers: Vec<Giver>,
     pub offset: u64,
+    /// How far what this node gave to its containerd goes, in bytes from the beginning.
+    pub given: Arc<AtomicU64>,
     /// When there last was more.
     pub grew: Instant,
     /// When the first byte came from a parent.
@@ -70,8 +74,14 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     Asks,
-    Leads { lease: u64 },
-    Follows { parent: PeerId },
+    Leads {
+        lease: u64,
+    },
+    Follows {
+        parent: PeerId,
+    },
+    /// Its containerd gets it from a node that has it whole.
+    Takes,
 }
 
 /// What a look at the content directory says.
@@ -100,6 +110,7 @@ impl Part {
             ingest: None,
             givers: Vec::new(),
             offset: 0,
+            given: Arc::default(),
             grew: now,
             streaming: None,
             progress: Progress::default(),
@@ -162,6 +173,10 @@ impl Part {
                 }
                 self.grew = now;
             }
+            // It begins anew: what it gets from now on may be another's.
+            if offset < self.offset && self.requests == 0 {
+                self.given.store(0, Ordering::Relaxed);
+            }
             self.offset = offset;
             self.meter.add(offset, now);
         }
@@ -184,12 +199,13 @@ impl Part {
             (Seen::Abandoned | Seen::Refused, _) => Some(words::Part::Gone),
             (Seen::Growing(_) | Seen::Checked(_), _) if is_dead => Some(words::Part::Gone),
             (Seen::Nothing, Role::Leads { .. }) if self.age(now) > START => Some(words::Part::Gone),
-            (Seen::Nothing, Role::Asks | Role::Follows { .. }) if has_left => {
+            (Seen::Nothing, Role::Asks | Role::Follows { .. } | Role::Takes) if has_left => {
                 Some(words::Part::Gone)
             }
             (Seen::Growing(_) | Seen::Checked(_), Role::Asks) if has_left => {
                 Some(words::Part::Gone)
             }
+            (_, Role::Takes) => Some(words::Part::Takes),
             (_, Role::Leads { lease }) => {
                 let quiet = now.saturating_duration_since(self.grew.max(self.since));
                 // 1.x asks the registry at once: one that is quiet waits for the registry.
@@ -209,12 +225,15 @@ impl Part {
         }
     }
 
-    /// Its containerd is getting it from somewhere although no request is in hand: from the registry.
+    /// Its containerd is getting it from somewhere although no request is in hand: from the registry. That it grows does
+    /// not say so: a slow disk takes seconds for what is in the socket when a request ends. That it has more than it was
+    /// given does.
     pub fn is_fetched_elsewhere(&self, now: Instant) -> bool {
         let idle = now.saturating_duration_since(self.left);
         !matches!(self.role, Role::Leads { .. })
             && self.requests == 0
             && idle > QUIET
+            && self.offset > self.given.load(Ordering::Relaxed)
             && now.saturating_duration_since(self.grew) < QUIET
     }
 
@@ -358,6 +377,31 @@ mod tests {
             !part.is_slow(4 * MIB, false, now + STILL),
             "it stands still, which is another's to mend"
         );
+    }
+
+    #[test]
+    fn what_a_slow_disk_still_writes_is_not_fetched_elsewhere() {
+        for (case, given, begins_anew, expected) in [
+            ("all of it was given by this node", 12, false, false),
+            ("more than was given", 9, false, true),
+            ("it began anew, at the registry", 12, true, true),
+        ] {
+            let (mut part, begin) = following(4, 50);
+            let mut offset = part.offset;
+            part.given.store(offset + given * MIB, Ordering::Relaxed);
+            part.left = begin;
+            if begins_anew {
+                offset = 0;
+            }
+            // Ten steps in a second after the end of the last request.
+            let mut now = begin;
+            for _ in 0..10 {
+                now += Duration::from_millis(100);
+                offset += MIB;
+                part.look(Seen::Growing(offset), true, now);
+            }
+            assert_eq!(part.is_fetched_elsewhere(now), expected, "{case}");
+        }
     }
 
     #[test]

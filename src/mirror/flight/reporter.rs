@@ -1,21 +1,24 @@
 //! Looks at what this node is getting, and tells those who must know.
 //!
 //! Nothing on disk says whether a download is alive but its growth, so it is looked at: twenty times a second while there
-//! is something to look at, and not at all else.
+//! is something to look at, and not at all else. What is told is told beside that: a meeting point that is slow to answer
+//! keeps nobody from looking, and reports do not wait for words about images.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::blame::Giver;
 use super::part::{Role, Seen};
 use super::{Flight, InFlightSharing};
+use crate::inflight::{View, Watching};
 use crate::oci::Digest;
-use crate::routing::rendezvous::{Generation, Part, Standing};
+use crate::routing::rendezvous::{Course, Generation, Part, Standing};
 
 /// A vanished ingest is told of within this: until then nobody may lead in its stead. A look costs a call of fstat(2).
 const LOOK: Duration = Duration::from_millis(50);
@@ -26,27 +29,41 @@ const BUSY: Duration = Duration::from_secs(1);
 /// Whoever pulls an image says so this often.
 const PULLS: Duration = Duration::from_millis(500);
 
+/// What has been told.
+enum Told {
+    /// How flights stand, and which parts of this node are over by that.
+    Parts(Vec<Course>, Vec<Digest>),
+    Images,
+}
+
 pub(super) async fn run(flight: Flight) {
     let mut reported: Option<Instant> = None;
     let mut pulled: Option<Instant> = None;
     let mut told: HashMap<Digest, Part> = HashMap::new();
+    let mut watched = HashMap::new();
+    // At most one of each kind, so that no report overtakes another.
+    let mut telling = JoinSet::new();
+    let (mut is_reporting, mut tells_images) = (false, false);
     loop {
         if flight.parts().is_empty() {
             told.clear();
+            watched.clear();
             flight.0.wake.notified().await;
             continue;
         }
         if flight.0.is_leaving.load(Ordering::Relaxed) {
             return;
         }
-        let standings = look(&flight).await;
+        let next = Instant::now() + LOOK;
+        let standings = look(&flight, &mut watched).await;
         let now = Instant::now();
         let has_news = standings.iter().any(|standing| {
             told.get(&standing.digest)
                 .is_none_or(|before| !is_alike(before, &standing.part))
         });
-        if has_news || reported.is_none_or(|at| now - at >= REPORT) {
-            reported = Some(now);
+        let is_due = has_news || reported.is_none_or(|at| now - at >= REPORT);
+        if is_due && !is_reporting {
+            (reported, is_reporting) = (Some(now), true);
             told = standings
                 .iter()
                 .map(|standing| (standing.digest.clone(), standing.part.clone()))
@@ -56,35 +73,66 @@ pub(super) async fn run(flight: Flight) {
                 .filter(|standing| matches!(standing.part, Part::Holds | Part::Gone))
                 .map(|standing| standing.digest.clone())
                 .collect();
-            let courses = flight.0.rendezvous.report(standings).await;
-            let mut parts = flight.parts();
-            for course in courses {
-                if let Some(part) = parts.get_mut(&course.digest)
-                    // Once whoever led has it all there is nobody who leads; what he was like is remembered.
-                    && course.progress.rate > 0
-                {
-                    part.progress = course.progress;
-                }
-            }
-            for digest in over {
-                // Somebody may have asked again meanwhile.
-                if parts.get(&digest).is_some_and(|part| part.requests == 0) {
-                    parts.remove(&digest);
-                }
+            let rendezvous = flight.0.rendezvous.clone();
+            telling.spawn(async move { Told::Parts(rendezvous.report(standings).await, over) });
+        }
+        if !tells_images && pulled.is_none_or(|at| now - at >= PULLS) {
+            (pulled, tells_images) = (Some(now), true);
+            let flight = flight.clone();
+            telling.spawn(async move {
+                tell_images(&flight, now).await;
+                Told::Images
+            });
+        }
+        loop {
+            tokio::select! {
+                () = sleep_until(next) => break,
+                Some(done) = telling.join_next() => match done {
+                    Ok(Told::Parts(courses, over)) => {
+                        is_reporting = false;
+                        heard(&flight, courses, over);
+                    }
+                    Ok(Told::Images) => tells_images = false,
+                    Err(error) => {
+                        warn!(%error, "telling about this node's parts has failed");
+                        (is_reporting, tells_images) = (false, false);
+                    }
+                },
             }
         }
-        if pulled.is_none_or(|at| now - at >= PULLS) {
-            pulled = Some(now);
-            tell_images(&flight, now).await;
+    }
+}
+
+/// What the meeting points have answered to a report.
+fn heard(flight: &Flight, courses: Vec<Course>, over: Vec<Digest>) {
+    let mut parts = flight.parts();
+    for course in courses {
+        if let Some(part) = parts.get_mut(&course.digest)
+            // Once whoever led has it all there is nobody who leads; what he was like is remembered.
+            && course.progress.rate > 0
+        {
+            part.progress = course.progress;
         }
-        sleep(LOOK).await;
+    }
+    for digest in over {
+        // Somebody may have asked again meanwhile.
+        if parts.get(&digest).is_some_and(|part| part.requests == 0) {
+            parts.remove(&digest);
+        }
     }
 }
 
 /// Looks at every part; how those stand of which there is something to say.
-async fn look(flight: &Flight) -> Vec<Standing> {
+async fn look(flight: &Flight, watched: &mut HashMap<Digest, Watching>) -> Vec<Standing> {
     let digests: Vec<Digest> = flight.parts().keys().cloned().collect();
-    let seen = join_all(digests.iter().map(|digest| see(flight, digest))).await;
+    watched.retain(|digest, _| digests.contains(digest));
+    for digest in &digests {
+        let watch = || flight.0.inflight.watch(digest);
+        watched.entry(digest.clone()).or_insert_with(watch);
+    }
+    let views = digests.iter().map(|digest| watched[digest].view());
+    let looks = digests.iter().zip(views);
+    let seen = join_all(looks.map(|(digest, view)| see(flight, digest, view))).await;
     let now = Instant::now();
     let mut parts = flight.parts();
     let is_busy = parts.values().any(|part| now - part.grew < BUSY);
@@ -132,9 +180,9 @@ async fn look(flight: &Flight) -> Vec<Standing> {
             && flight.0.sharing == InFlightSharing::Auto
         {
             if let Some(got_more) = part.got_more(now) {
-                flight.note_registry(&part.image, got_more, now);
+                flight.registries().note(&part.image, got_more, now);
             }
-            let is_proven = flight.is_faster(&part.image, now);
+            let is_proven = flight.registries().is_faster(&part.image, now);
             if *part.slow.borrow() || !part.is_slow(node_rate, is_proven, now) {
                 continue;
             }
@@ -148,7 +196,7 @@ async fn look(flight: &Flight) -> Vec<Standing> {
     standings
 }
 
-async fn see(flight: &Flight, digest: &Digest) -> Seen {
+async fn see(flight: &Flight, digest: &Digest, view: View) -> Seen {
     let known = flight
         .parts()
         .get(digest)
@@ -180,17 +228,17 @@ async fn see(flight: &Flight, digest: &Digest) -> Seen {
             }
         }
     }
-    // An error here was told of at the start, and is none of this pull's.
-    if let Ok(Some(ingest)) = flight.0.inflight.find(digest).await {
-        let written = ingest.written().unwrap_or(0);
-        if let Some(part) = flight.parts().get_mut(digest) {
-            part.ingest = Some(ingest);
+    match view {
+        // The watcher may not have seen its end yet.
+        View::Growing { ingest, .. } if !ingest.is_unlinked() => {
+            let written = ingest.written().unwrap_or(0);
+            if let Some(part) = flight.parts().get_mut(digest) {
+                part.ingest = Some(ingest);
+            }
+            Seen::Growing(written)
         }
-        return Seen::Growing(written);
-    }
-    match is_whole(flight, digest).await {
-        true => Seen::Whole,
-        false => Seen::Nothing,
+        View::Whole if is_whole(flight, digest).await => Seen::Whole,
+        _ => Seen::Nothing,
     }
 }
 

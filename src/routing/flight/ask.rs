@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::join_all;
+use futures::StreamExt;
+use futures::stream;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -22,6 +23,9 @@ const TRIES: usize = 3;
 const MAX_HOPS: usize = 24;
 /// Who answered for a content is asked again without a search for so long.
 const DESK: Duration = Duration::from_secs(5);
+/// Searches for meeting points, and reports to them, that are under way at once. A node takes part in some tens of layers:
+/// these are a few rounds of 250 ms at the worst, and no more of Kademlia's work at once than its pulls ask for anyway.
+const AT_ONCE: usize = 16;
 /// Who leads an image is asked again after so long.
 const IMAGE: Duration = Duration::from_millis(400);
 
@@ -52,11 +56,17 @@ impl Rendezvous for Flights {
 
     async fn report(&self, standings: Vec<Standing>) -> Vec<Course> {
         self.table().own(&standings, Instant::now());
+        let finding = standings.into_iter().map(|standing| async move {
+            let desk = self.patron(&standing.digest).await;
+            desk.map(|desk| (desk, standing))
+        });
+        // Collected first: the compiler cannot see through a closure in a stream.
+        let finding: Vec<_> = finding.collect();
+        let found = stream::iter(finding).buffered(AT_ONCE);
+        let found: Vec<_> = found.collect().await;
         let mut by_desk: HashMap<PeerId, Vec<Standing>> = HashMap::new();
-        for standing in standings {
-            if let Some(desk) = self.patron(&standing.digest).await {
-                by_desk.entry(desk).or_default().push(standing);
-            }
+        for (desk, standing) in found.into_iter().flatten() {
+            by_desk.entry(desk).or_default().push(standing);
         }
         let told = by_desk.into_iter().map(|(desk, standings)| async move {
             let digests: Vec<Digest> = standings.iter().map(|s| s.digest.clone()).collect();
@@ -75,7 +85,10 @@ impl Rendezvous for Flights {
                 _ => Vec::new(),
             }
         });
-        join_all(told).await.into_iter().flatten().collect()
+        let told: Vec<_> = told.collect();
+        let told = stream::iter(told).buffer_unordered(AT_ONCE);
+        let courses: Vec<Vec<Course>> = told.collect().await;
+        courses.into_iter().flatten().collect()
     }
 
     async fn pulls(&self, image: &str, generation: Generation, is_busy: bool) {
@@ -231,5 +244,84 @@ fn remember(known: &mut Known, digest: &Digest, id: &PeerId, now: Instant) {
     }
     if known.len() < MAX_REMEMBERED {
         known.insert(digest.clone(), (id.clone(), now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::routing::flight::CALL;
+    use crate::routing::rendezvous::Part;
+    use crate::testing::router::{FakeRouter, FakeSwarm};
+
+    fn standing(n: u8) -> Standing {
+        Standing {
+            digest: Digest::sha256(&[n]),
+            generation: Generation::One,
+            part: Part::Leads {
+                lease: 1,
+                is_queued: false,
+            },
+            offset: 7,
+            rate: 0,
+            node_rate: 0,
+            free: 2,
+        }
+    }
+
+    /// So many nodes that answer, and their routers.
+    fn cluster(nodes: u16) -> Vec<(Flights, FakeRouter)> {
+        let swarm = FakeSwarm::new();
+        let node = |n| {
+            let router = swarm.join(([10, 0, 0, 1], 5000 + n).into());
+            let flights = Flights::new(Arc::new(router.clone()), StdRng::seed_from_u64(7));
+            tokio::spawn(flights.clone().serve(router.calls()));
+            (flights, router)
+        };
+        (0..nodes).map(node).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neither_searches_nor_a_silent_desk_make_others_wait_their_turn() {
+        const SEARCH: Duration = Duration::from_millis(100);
+        let nodes = cluster(6);
+        let (me, router) = &nodes[0];
+        router.delay_lookups(SEARCH);
+        nodes[3].1.fall_silent();
+        let begin = Instant::now();
+
+        let courses = me
+            .report((0..2 * AT_ONCE as u8).map(standing).collect())
+            .await;
+
+        let took = begin.elapsed();
+        assert!(took <= 2 * SEARCH + CALL, "{took:?}");
+        assert!(
+            took > 2 * SEARCH,
+            "no desk was silent, or searches have no bound"
+        );
+        assert!(courses.len() > AT_ONCE, "{} were told", courses.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_the_other_side_has_just_closed_costs_nobody_his_name() {
+        let nodes = cluster(2);
+        let (me, other) = (&nodes[0].0, &nodes[1].1);
+        let ask = async || {
+            let opinion = Question::Opinion(Digest::sha256(b"layer"));
+            me.put(other.id(), opinion).await
+        };
+        other.close_connections();
+
+        assert_eq!(ask().await, Some(Answer::Opinion(Vec::new())));
+        assert!(!me.is_dead(other.id(), Instant::now()));
+        other.end();
+        assert_eq!(ask().await, None);
+        assert!(me.is_dead(other.id(), Instant::now()));
     }
 }

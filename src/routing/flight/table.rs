@@ -1,7 +1,7 @@
 //! What one meeting point knows and decides. Pure: who asked what and when goes in, advice comes out.
 //!
 //! The rules, in this order, for an asker of one content:
-//! 1. Somebody has it: follow him.
+//! 1. Somebody has it: follow him. If he is busy, follow somebody who takes it from such a one.
 //! 2. The asker leads already: it leads again (its body was ended on purpose, or the pull is a new one).
 //! 3. It is slow where those who lead are fast: it follows somebody else who has room, else it leads, too, a few at a
 //!    time (with `always` nobody says so).
@@ -164,7 +164,10 @@ impl Table {
                 let id = other.node.id.clone();
                 return Said::Advice(follow(flight, &from.id, &id, has_place, now));
             }
-            if flight.may_lead_too(&from.id, now) {
+            // On its way to the registry a 2.x stands still in its own queue, and so would all who follow it.
+            let is_parent =
+                wish.generation == Generation::Two && flight.children(&from.id, now) > 0;
+            if !is_parent && flight.may_lead_too(&from.id, now) {
                 flight.grant(&from.id, lease, now);
                 return Said::Advice(Advice::Lead { lease });
             }
@@ -178,8 +181,9 @@ impl Table {
             true => flight.asking(&from.id, now),
             false => flight.quiet(&from.id, now),
         };
-        let is_overdue = (is_led || is_out_of_reach) && waited >= patience(rank);
-        if (is_led || is_held) && !is_overdue {
+        let is_taken = flight.is_taken_for(&from.id, now);
+        let is_overdue = (is_led || is_taken || is_out_of_reach) && waited >= patience(rank);
+        if (is_led || is_held || is_taken) && !is_overdue {
             return follow_somebody(flight, (from, has_place), &me, now, seed);
         }
         // Nobody leads, or those who do have been silent for too long.

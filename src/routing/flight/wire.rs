@@ -150,6 +150,8 @@ enum DoubtKind {
     Gone = 2,
     Corrupt = 3,
     Busy = 4,
+    /// An older node takes it for Silent, which costs the child the same parent for a little longer.
+    Behind = 5,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -223,6 +225,8 @@ enum PartKind {
     Leads = 1,
     Follows = 2,
     Holds = 3,
+    /// An older node takes it for Gone, and so does without this source.
+    Takes = 4,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -317,6 +321,7 @@ impl Question {
                         DoubtKind::Gone => Doubt::Gone,
                         DoubtKind::Corrupt => Doubt::Corrupt,
                         DoubtKind::Busy => Doubt::Busy,
+                        DoubtKind::Behind => Doubt::Behind,
                     };
                     Some((name(&doubt.id)?, kind))
                 });
@@ -503,6 +508,7 @@ fn doubt((id, doubt): &(PeerId, Doubt)) -> DoubtMessage {
         Doubt::Gone => DoubtKind::Gone,
         Doubt::Corrupt => DoubtKind::Corrupt,
         Doubt::Busy => DoubtKind::Busy,
+        Doubt::Behind => DoubtKind::Behind,
     };
     DoubtMessage {
         id: id.to_string(),
@@ -532,6 +538,7 @@ fn standing(standing: &Standing, of: Option<&Peer>) -> StandingMessage {
             message.parent = parent.to_string();
             PartKind::Follows
         }
+        Part::Takes => PartKind::Takes,
         Part::Holds => PartKind::Holds,
     };
     message.set_part(part);
@@ -553,6 +560,7 @@ fn read_standing(message: &StandingMessage) -> Option<Standing> {
         PartKind::Follows => Part::Follows {
             parent: name(&message.parent)?,
         },
+        PartKind::Takes => Part::Takes,
         PartKind::Holds => Part::Holds,
     };
     Some(Standing {
