@@ -5,6 +5,7 @@
 pub mod conformance;
 pub mod content;
 pub mod ingest;
+pub mod memory;
 pub mod peer;
 pub mod router;
 

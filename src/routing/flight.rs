@@ -28,8 +28,9 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::oci::Digest;
-use crate::routing::PeerId;
 use crate::routing::messenger::{Call, Messenger, Unreachable};
+use crate::routing::{Peer, PeerId};
+use desk::Look;
 use table::Table;
 use wire::{Answer, Question};
 
@@ -61,6 +62,12 @@ struct Memory {
     dead: HashMap<PeerId, Instant>,
     /// Who leads an image, as of when.
     images: HashMap<String, (Option<PeerId>, Instant)>,
+    /// Looks around before somebody leads, and since when each.
+    looks: HashMap<Digest, (Look, Instant)>,
+    /// Who gave no opinion, and until when it is not asked for one. It may be busy, and is not dead for that.
+    silent: HashMap<PeerId, Instant>,
+    /// Who is closer to a content than this node, and said so itself.
+    closer: HashMap<Digest, (Peer, Instant)>,
 }
 
 impl Flights {

@@ -50,6 +50,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub use acquaintances::MAX_ZONE;
 pub use event_loop::EventLoop;
+pub use transport::Carrier;
 
 use super::bootstrap::{Bootstrap, BootstrapError, Bootstrapper};
 use super::messenger::{Call, MAX_MESSAGE, Meeting, Messenger, Unreachable};
@@ -204,6 +205,17 @@ enum Command {
 /// Binds the sockets; nothing is dialed before [`EventLoop::run`]. The guard is dropped when this node knows a peer, or
 /// that there is none.
 pub async fn bind(config: Config, metrics: Metrics, readiness: Guard) -> Result<Bound, Error> {
+    bind_over(behaviour::tcp(), config, metrics, readiness).await
+}
+
+/// [`bind`], over something else than TCP that has its addresses: hundreds of nodes in one process have not the
+/// descriptors for a connection between any two.
+pub async fn bind_over(
+    carrier: impl Carrier,
+    config: Config,
+    metrics: Metrics,
+    readiness: Guard,
+) -> Result<Bound, Error> {
     if config.advertise.is_empty() {
         return Err(Error::NothingToAdvertise);
     }
@@ -211,7 +223,7 @@ pub async fn bind(config: Config, metrics: Metrics, readiness: Guard) -> Result<
     let bootstrapper = config.bootstrap.map(Bootstrapper::new).transpose()?;
     let policy = Policy::of(&config.advertise);
     let rng = rand::make_rng::<StdRng>();
-    let mut swarm = behaviour::swarm(&keypair, policy, config.zone.as_deref(), rng)?;
+    let mut swarm = behaviour::swarm(carrier, &keypair, policy, config.zone.as_deref(), rng)?;
     let listening = listen(&mut swarm, &config.listen).await?;
     let announced: Vec<SocketAddr> = config
         .advertise

@@ -12,6 +12,7 @@ use peili::routing::bootstrap::Bootstrap;
 use peili::routing::kad::{self, Kad};
 use peili::routing::messenger::{Call, Messenger};
 use peili::testing::conformance::routing::{Cluster, eventually};
+use peili::testing::memory::{Delay, Memory};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -47,16 +48,37 @@ impl Node {
     }
 
     pub async fn with(config: kad::Config) -> Self {
+        let (registry, readiness) = (prometheus::Registry::new(), Readiness::new());
+        let (metrics, guard) = (kad::Metrics::new(&registry), readiness.guard("routing"));
         let ip = config.advertise[0];
-        let registry = prometheus::Registry::new();
-        let metrics = kad::Metrics::new(&registry);
-        let readiness = Readiness::new();
-        let guard = readiness.guard("routing");
+        let bound = kad::bind(config, metrics, guard).await.unwrap();
+        Self::run(ip, bound, registry, readiness)
+    }
+
+    /// At 10.0.x.y, without a descriptor.
+    pub async fn in_memory(number: usize, bootstrap: Option<Bootstrap>, delay: Delay) -> Self {
+        let (registry, readiness) = (prometheus::Registry::new(), Readiness::new());
+        let (metrics, guard) = (kad::Metrics::new(&registry), readiness.guard("routing"));
+        let ip = IpAddr::V4(Ipv4Addr::from_bits((10 << 24) + 1 + number as u32));
+        let config = kad::Config {
+            bootstrap,
+            ..config(ip, SocketAddr::new(ip, 0))
+        };
+        let bound = kad::bind_over(Memory::new(delay), config, metrics, guard);
+        Self::run(ip, bound.await.unwrap(), registry, readiness)
+    }
+
+    fn run(
+        ip: IpAddr,
+        bound: kad::Bound,
+        registry: prometheus::Registry,
+        readiness: Readiness,
+    ) -> Self {
         let kad::Bound {
             kad,
             event_loop,
             calls,
-        } = kad::bind(config, metrics, guard).await.unwrap();
+        } = bound;
         let stop = CancellationToken::new();
         let task = tokio::spawn(event_loop.run(stop.clone()));
         Self {

@@ -6,9 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use libp2p::PeerId;
+use tokio::time::Instant;
 
 /// As many as there are connections at the most, and every node of a large cluster. One takes some 300 bytes.
 const MAX: usize = 4096;

@@ -21,7 +21,7 @@ use super::leave;
 use super::messages;
 use super::records::RECORD_LIFE;
 use super::store::Store;
-use super::transport::Careful;
+use super::transport::{Careful, Carrier};
 
 pub const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/spegel/kad/1.0.0");
 
@@ -59,23 +59,26 @@ pub struct Behaviour {
     ping: ping::Behaviour,
 }
 
+/// What bytes go over.
+pub fn tcp() -> tcp::tokio::Transport {
+    tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+}
+
 /// A swarm that does not listen yet and announces nothing.
 pub fn swarm(
+    carrier: impl Carrier,
     keypair: &Keypair,
     policy: Policy,
     zone: Option<&str>,
     rng: StdRng,
 ) -> Result<Swarm<Behaviour>, noise::Error> {
     let me = keypair.public().to_peer_id();
-    let transport = Careful::new(
-        tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)),
-        policy,
-    )
-    .upgrade(upgrade::Version::V1Lazy)
-    .authenticate(noise::Config::new(keypair)?)
-    .multiplex(yamux::Config::default())
-    .timeout(DIAL)
-    .boxed();
+    let transport = Careful::new(carrier, policy)
+        .upgrade(upgrade::Version::V1Lazy)
+        .authenticate(noise::Config::new(keypair)?)
+        .multiplex(yamux::Config::default())
+        .timeout(DIAL)
+        .boxed();
 
     let store = Store::new(me, policy, rng);
     let mut config = kad::Config::new(KAD_PROTOCOL);

@@ -13,7 +13,7 @@ mod messages;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
@@ -25,6 +25,7 @@ use libp2p::{PeerId, Swarm};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -194,7 +195,7 @@ impl EventLoop {
                 Some(answer) = self.answers.next() => self.answer(answer),
                 event = self.swarm.select_next_some() => self.observe(event),
                 found = asking => self.try_candidates(found),
-                () = tokio::time::sleep_until(wake.into()) => self.fall_silent(Instant::now()),
+                () = tokio::time::sleep_until(wake) => self.fall_silent(Instant::now()),
             }
         }
         self.close().await;
@@ -208,7 +209,7 @@ impl EventLoop {
         if !told {
             let told = async { while !is_told(&self.swarm.select_next_some().await) {} };
             // Who has not agreed by then hears of it from the first refused connection.
-            let _ = tokio::time::timeout_at(deadline.into(), told).await;
+            let _ = tokio::time::timeout_at(deadline, told).await;
         }
         self.leaving = None;
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
@@ -375,8 +376,13 @@ impl EventLoop {
         for query in self.lookups.capped(now) {
             self.end_lookup(query, now);
         }
-        for query in self.meetings.capped(now) {
-            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&query) {
+        for id in self.meetings.due(now) {
+            let mut query = self.swarm.behaviour_mut().kad.query_mut(&id);
+            // One that has just ended is none any more, and its last word is still to come.
+            let answers = query.as_ref().map_or(0, |q| q.stats().num_successes());
+            if self.meetings.progress(id, answers, now)
+                && let Some(query) = &mut query
+            {
                 query.finish();
             }
         }

@@ -10,7 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::core::transport::PortUse;
@@ -19,6 +19,7 @@ use libp2p::swarm::{
     CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler,
     THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
+use tokio::time::Instant;
 
 /// A connection costs 46 KiB (measured), so these take 46 MiB of the 128 that the chart gives. A node of a 200-node cluster
 /// holds 100 to 215 connection ends of both directions at its busiest.

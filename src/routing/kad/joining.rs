@@ -5,10 +5,11 @@
 //! the event loop dials.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::swarm::ConnectionId;
 use rand::{Rng, RngExt};
+use tokio::time::Instant;
 
 /// The first pause between two rounds while nobody is known: nodes of a cluster start within moments of each other.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

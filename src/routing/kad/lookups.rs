@@ -8,11 +8,12 @@
 //! arrived before, or takes its own delay for the others' silence.
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::kad::{QueryId, RecordKey};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 use crate::routing::Peer;
 

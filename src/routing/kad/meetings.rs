@@ -7,14 +7,16 @@
 //! A lookup is over when it has gone quiet; its query is not. Ended after 20 ms of silence, it misses nearer nodes that
 //! answer later: of 60 nodes with two cores together, 21 to 36 % of the askers then met at another node than the
 //! rest, and 0.3 to 3 % when every query had all its time (measured). So a peer that hangs costs whoever wants to meet the whole
-//! [`CAP`], until pings have found it out.
+//! [`CAP`], until pings have found it out. A search that goes on being answered has up to [`LONGEST`]: cut off at the cap,
+//! neighbours that have no connection yet each take themselves for the closest where a round trip is 35 ms.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::kad::{KBucketDistance, KBucketKey, QueryId, RecordKey};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::lookups::CAP;
 use super::records::{self, record_key};
@@ -28,6 +30,16 @@ pub const CLOSEST: usize = 20;
 /// A mirror asks for the meeting point within milliseconds of its search, and again within seconds when its parent fails.
 /// Who came or went since is found by the calls that follow.
 const FRESH: Duration = Duration::from_secs(5);
+
+/// A search that nobody has answered for so long has come to those who hang.
+const STUCK: Duration = Duration::from_millis(150);
+
+/// One that is answered goes on for so long at the most: dials to nodes that are busy take a quarter of a second each. A
+/// pull that comes from its search asks the meeting point next, and its mirror waits a second for the advice.
+const LONGEST: Duration = Duration::from_millis(500);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Each holds twenty names of 80 bytes, so these take 1.6 MiB. More searches than this in five seconds are no pulls.
 const MAX: usize = 1024;
@@ -49,10 +61,20 @@ pub fn distance(place: &RecordKey, peer: PeerId) -> KBucketDistance {
 /// Who waits to hear the closest nodes.
 pub type Waiter = oneshot::Sender<Vec<Peer>>;
 
+#[derive(Debug)]
+struct Search {
+    key: RecordKey,
+    began: Instant,
+    /// How many had answered when it was last looked at, and since when they are so many.
+    answers: u32,
+    progressed: Instant,
+    look_at: Instant,
+}
+
 #[derive(Debug, Default)]
 pub struct Meetings {
-    /// Every search for a key that has not said its last word, and since when.
-    searches: HashMap<QueryId, (RecordKey, Instant)>,
+    /// Every search for a key that has not said its last word.
+    searches: HashMap<QueryId, Search>,
     waiting: HashMap<RecordKey, Vec<Waiter>>,
     ended: HashMap<RecordKey, (Instant, Vec<PeerId>)>,
 }
@@ -60,24 +82,45 @@ pub struct Meetings {
 impl Meetings {
     /// A search for `key` has begun.
     pub fn begin(&mut self, query: QueryId, key: RecordKey, now: Instant) {
-        self.searches.insert(query, (key, now));
+        let search = Search {
+            key,
+            began: now,
+            answers: 0,
+            progressed: now,
+            look_at: now + LOOK,
+        };
+        self.searches.insert(query, search);
     }
 
-    /// Searches that have taken all the time there is. What they say last is who has answered by now.
-    pub fn capped(&self, now: Instant) -> Vec<QueryId> {
-        let searches = self.searches.iter();
-        let capped = searches.filter(|(_, (_, began))| *began + CAP <= now);
-        capped.map(|(query, _)| *query).collect()
+    /// Searches that it is time to look at: how many have answered is to be told with [`Self::progress`].
+    pub fn due(&self, now: Instant) -> Vec<QueryId> {
+        let due = self.searches.iter().filter(|(_, s)| s.look_at <= now);
+        due.map(|(query, _)| *query).collect()
     }
 
-    /// When the next search has taken all its time.
+    /// So many nodes have answered a search. Whether it has taken all its time; what it says last is who has answered by now.
+    pub fn progress(&mut self, query: QueryId, answers: u32, now: Instant) -> bool {
+        let Some(search) = self.searches.get_mut(&query) else {
+            return false;
+        };
+        if answers > search.answers {
+            search.answers = answers;
+            search.progressed = now;
+        }
+        search.look_at = now + LOOK;
+        let is_stuck = now.duration_since(search.progressed) >= STUCK;
+        let age = now.duration_since(search.began);
+        age >= LONGEST || age >= CAP && is_stuck
+    }
+
+    /// When the next search is to be looked at.
     pub fn next(&self) -> Option<Instant> {
-        self.searches.values().map(|(_, began)| *began + CAP).min()
+        self.searches.values().map(|search| search.look_at).min()
     }
 
     /// Whether a search for `key` will say who is closest.
     pub fn is_searched(&self, key: &RecordKey) -> bool {
-        self.searches.values().any(|(searched, _)| searched == key)
+        self.searches.values().any(|search| search.key == *key)
     }
 
     /// Who was closest when a search ended a moment ago.
@@ -98,7 +141,7 @@ impl Meetings {
         closest: Vec<PeerId>,
         now: Instant,
     ) -> Option<(RecordKey, Vec<Waiter>)> {
-        let (key, _) = self.searches.remove(&query)?;
+        let Search { key, .. } = self.searches.remove(&query)?;
         if self.ended.len() >= MAX {
             self.sweep(now);
         }
@@ -204,14 +247,24 @@ mod tests {
 
         meetings.begin(query, RecordKey::new(b"a"), now);
 
-        assert_eq!(meetings.next(), Some(now + CAP));
-        assert_eq!(meetings.capped(now + CAP - Duration::from_millis(1)), []);
-        assert_eq!(meetings.capped(now + CAP), [query]);
-        meetings.end(query, Vec::new(), now + CAP);
-        assert_eq!(
-            (meetings.next(), meetings.capped(now + CAP)),
-            (None, vec![])
-        );
+        let ms = Duration::from_millis;
+        assert_eq!(meetings.next(), Some(now + LOOK));
+        assert_eq!(meetings.due(now + LOOK - ms(1)), []);
+        assert_eq!(meetings.due(now + LOOK), [query]);
+        // Nobody answers.
+        assert!(!meetings.progress(query, 0, now + CAP - ms(1)));
+        assert!(meetings.progress(query, 0, now + CAP));
+        // Somebody does, and then nobody.
+        assert!(!meetings.progress(query, 3, now + CAP));
+        assert!(!meetings.progress(query, 3, now + CAP + STUCK - ms(1)));
+        assert!(meetings.progress(query, 3, now + CAP + STUCK));
+        // They never end.
+        assert!(!meetings.progress(query, 9, now + LONGEST - ms(1)));
+        assert!(meetings.progress(query, 10, now + LONGEST));
+        meetings.end(query, Vec::new(), now + LONGEST);
+        assert_eq!(meetings.next(), None);
+        assert_eq!(meetings.due(now + LONGEST), []);
+        assert!(!meetings.progress(query, 11, now + LONGEST));
     }
 
     #[test]

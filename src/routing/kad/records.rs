@@ -7,11 +7,12 @@
 //! for a quarter of an hour. Hence [`Schedule::swarm_has`].
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::kad::RecordKey;
 use rand::{Rng, RngExt};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use crate::oci::Key;
 

@@ -12,13 +12,14 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::kad::store::{Error, RecordStore, Result};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};
 use libp2p::{Multiaddr, PeerId};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use tokio::time::Instant;
 
 use super::addresses::Policy;
 
@@ -193,7 +194,10 @@ impl Store {
         let Some(peer) = self.peers.intern(record.provider, addresses) else {
             return Err(Error::MaxProvidedKeys);
         };
-        let until = record.expires.unwrap_or(now + super::records::RECORD_LIFE);
+        let until = match record.expires {
+            Some(until) => until.into(),
+            None => now + super::records::RECORD_LIFE,
+        };
         // Most keys have one provider, and a Vec left to itself begins with four.
         let told = self.remote.entry(record.key);
         let told = told.or_insert_with(|| Vec::with_capacity(1));
@@ -222,7 +226,7 @@ impl Store {
                 (!self.is_gone(provider, now)).then(|| ProviderRecord {
                     key: key.clone(),
                     provider: *provider,
-                    expires: Some(told.until),
+                    expires: Some(told.until.into_std()),
                     addresses: addresses.clone(),
                 })
             })

@@ -1,4 +1,4 @@
-//! TCP as this node dials it.
+//! TCP as this node dials it, or what stands in for it.
 //!
 //! Two of libp2p's habits are wrong for a node among a few hundred known hosts. It dials whatever address a stranger names;
 //! here [`Policy`] has the last word. And it dials *from* its listening port, which helps through NATs: without one, two
@@ -8,10 +8,36 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::transport::{DialOpts, ListenerId, PortUse, TransportError, TransportEvent};
 use libp2p::{Multiaddr, Transport};
 
 use super::addresses::Policy;
+
+/// Streams of bytes between addresses of TCP, and what the swarm wants of whatever brings them.
+pub trait Carrier:
+    Transport<
+        Output: AsyncRead + AsyncWrite + Send + Unpin,
+        Error: Send + Sync,
+        Dial: Send,
+        ListenerUpgrade: Send,
+    > + Send
+    + Unpin
+    + 'static
+{
+}
+
+impl<T> Carrier for T where
+    T: Transport<
+            Output: AsyncRead + AsyncWrite + Send + Unpin,
+            Error: Send + Sync,
+            Dial: Send,
+            ListenerUpgrade: Send,
+        > + Send
+        + Unpin
+        + 'static
+{
+}
 
 pub struct Careful<T> {
     inner: T,

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use libp2p::core::ConnectedPoint;
 use libp2p::kad::{
@@ -11,6 +10,7 @@ use libp2p::kad::{
 };
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, identify, ping};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::super::behaviour::{BehaviourEvent, DIAL, KAD_PROTOCOL};

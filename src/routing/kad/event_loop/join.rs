@@ -3,13 +3,13 @@
 //! What a round means and when the next one comes is decided in [`joining`](super::super::joining).
 
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use libp2p::Multiaddr;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError};
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::super::joining::{Awaiting, Outcome, Round};

@@ -1,7 +1,7 @@
 //! Messages to and from other nodes, and who is closest to a meeting.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -12,6 +12,7 @@ use libp2p::kad::{QueryId, RecordKey};
 use libp2p::request_response::{Event, Message, OutboundFailure};
 use libp2p::swarm::{ConnectionId, NetworkBehaviour};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::{debug, trace};
 
 use super::super::addresses::multiaddr;

@@ -67,7 +67,14 @@ fn what_this_node_asks_a_peer_keeps_all_its_connections() {
 fn swarm() -> Swarm<Behaviour> {
     let policy = Policy::of(&["127.0.0.1".parse().unwrap()]);
     let rng = StdRng::seed_from_u64(1);
-    behaviour::swarm(&Keypair::generate_ed25519(), policy, None, rng).unwrap()
+    behaviour::swarm(
+        behaviour::tcp(),
+        &Keypair::generate_ed25519(),
+        policy,
+        None,
+        rng,
+    )
+    .unwrap()
 }
 
 /// Polls all of them until the first says something that `seen` knows.

@@ -66,7 +66,7 @@ fn record(n: usize, provider: PeerId, now: Instant) -> ProviderRecord {
     ProviderRecord {
         key: key(n),
         provider,
-        expires: Some(now + RECORD_LIFE),
+        expires: Some((now + RECORD_LIFE).into_std()),
         addresses: vec!["/ip4/10.0.0.2/tcp/5001".parse().unwrap()],
     }
 }

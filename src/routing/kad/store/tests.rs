@@ -19,7 +19,7 @@ fn record(n: u32, provider: PeerId, told: Instant) -> ProviderRecord {
     ProviderRecord {
         key: key(n),
         provider,
-        expires: Some(told + RECORD_LIFE),
+        expires: Some((told + RECORD_LIFE).into_std()),
         addresses: vec!["/ip4/10.0.0.2/tcp/5001".parse().unwrap()],
     }
 }
