@@ -14,6 +14,9 @@ pub const LIVE: Duration = Duration::from_millis(1250);
 /// From a 404 to the first word about the ingest that follows it: containerd makes it before it asks the registry, and
 /// 2.x makes them all at once.
 const START: Duration = Duration::from_millis(1200);
+/// A report may have been written before its node heard whom to follow now: taken at its word, two who change places would
+/// be sent to one another. The next one, a quarter of a second later, knows.
+const ON_ITS_WAY: Duration = Duration::from_millis(250);
 /// An asker comes back within 0.8 s, or its request is over.
 const ASKING: Duration = Duration::from_secs(2);
 /// Its records have reached the DHT long before.
@@ -60,6 +63,8 @@ pub struct Entry {
     /// The byte that it asked for last, and since when it has been asking for it.
     asked: u64,
     asking_since: Instant,
+    /// When it was last told whom to follow.
+    told: Option<Instant>,
     /// When it last said that it got something, or that its containerd would come to it.
     sign: Option<Instant>,
     pub heard: Instant,
@@ -115,6 +120,7 @@ impl Entry {
             joined: now,
             asked: 0,
             asking_since: now,
+            told: None,
             sign: None,
             heard: now,
         }
@@ -150,6 +156,14 @@ impl Entry {
     /// It needs nobody of this flight to get on, or has it.
     fn is_root(&self, now: Instant) -> bool {
         self.is_leading(now) || self.is_taking(now) || self.is_holding(now)
+    }
+
+    /// It has just been told to follow `parent`.
+    pub fn follows(&mut self, parent: &PeerId, now: Instant) {
+        self.told = Some(now);
+        self.role = Role::Follows {
+            parent: parent.clone(),
+        };
     }
 
     pub fn promise(&mut self) {
@@ -327,9 +341,13 @@ impl Flight {
                     is_queued: *is_queued,
                 }
             }
-            Part::Follows { parent } => Role::Follows {
-                parent: parent.clone(),
-            },
+            Part::Follows { parent } => {
+                let is_late = entry.told.is_some_and(|at| now - at < ON_ITS_WAY);
+                let parent = entry.parent().filter(|_| is_late).unwrap_or(parent);
+                Role::Follows {
+                    parent: parent.clone(),
+                }
+            }
             Part::Takes => {
                 is_sign = has_grown;
                 Role::Takes

@@ -497,9 +497,7 @@ fn follow(
         entry.node.clone()
     });
     if has_place && let Some(entry) = flight.entry_mut(child) {
-        entry.role = Role::Follows {
-            parent: parent.clone(),
-        };
+        entry.follows(parent, now);
     }
     match peer {
         Some(parent) => Advice::Follow {

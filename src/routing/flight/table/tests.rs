@@ -707,6 +707,28 @@ fn the_first_ones_are_a_chain_and_the_next_another() {
 }
 
 #[test]
+fn a_report_that_was_on_its_way_does_not_forget_the_new_parent() {
+    let mut world = World::new();
+    assert!(is_lead(&world.ask("a", &wish(0))));
+    assert_eq!(parent(&world.ask("b", &wish(0))), Some("a"));
+    assert_eq!(parent(&world.ask("c", &wish(0))), Some("b"));
+    world.report("b", follows("old", 0));
+    world.report("c", follows("b", 0));
+    // If b were an orphan, and c with it, a would be the only one.
+    assert_eq!(parent(&world.ask("d", &wish(0))), Some("c"));
+
+    world.pass(500);
+    world.report("a", leads(MIB));
+    world.report("c", follows("b", 0));
+    world.report("b", follows("old", 0));
+    assert_ne!(
+        parent(&world.ask("e", &wish(0))),
+        Some("c"),
+        "it says so again"
+    );
+}
+
+#[test]
 fn a_2x_leaves_an_image_to_its_leader_until_that_one_has_come_to_it() {
     let mut world = World::new();
     let of_leader = |leader: &str| Circumstances {
