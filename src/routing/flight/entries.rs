@@ -1,6 +1,5 @@
 //! One flight: everybody who is getting one content now, as its meeting point knows them. Pure.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -289,13 +288,10 @@ impl Flight {
     }
 
     fn is_bad(&self, child: &PeerId, parent: &PeerId, now: Instant) -> bool {
-        let bad = accusers(&self.bad, parent, now);
-        let corrupt = accusers(&self.corrupt, parent, now);
-        let busy = accusers(&self.busy, parent, now);
-        [&bad, &corrupt, &busy]
+        [&self.bad, &self.corrupt, &self.busy]
             .iter()
-            .any(|all| all.contains(child))
-            || corrupt.len() > 1
+            .any(|said| accusers(said, parent, now).any(|accuser| accuser == child))
+            || accusers(&self.corrupt, parent, now).count() > 1
     }
 
     /// What a node says of itself.
@@ -550,7 +546,7 @@ impl Flight {
         // Whoever has it all says so once, and those who took it meanwhile are done.
         let is_old = now.saturating_duration_since(entry.heard) > ASKING;
         let free = match entry.role {
-            _ if accusers(&self.busy, entry.id(), now).len() > 1 => 0,
+            _ if accusers(&self.busy, entry.id(), now).count() > 1 => 0,
             Role::Holds if is_old => FANOUT,
             _ => entry.free.saturating_sub(entry.promised),
         };
@@ -626,14 +622,14 @@ impl Flight {
     }
 }
 
-/// Who holds something against `parent`: names that connections have proven.
+/// Who holds something against `parent`: names that connections have proven, each once ([`Flight::doubts`] sees to it).
 fn accusers<'a>(
     said: &'a [(PeerId, PeerId, Instant)],
-    parent: &PeerId,
+    parent: &'a PeerId,
     now: Instant,
-) -> HashSet<&'a PeerId> {
+) -> impl Iterator<Item = &'a PeerId> {
     let said = said
         .iter()
-        .filter(|(_, p, until)| p == parent && now < *until);
-    said.map(|(child, _, _)| child).collect()
+        .filter(move |(_, p, until)| p == parent && now < *until);
+    said.map(|(child, _, _)| child)
 }
