@@ -203,6 +203,21 @@ mod tests {
         "peili".parse().expect("a name")
     }
 
+    /// One target, for every registry.
+    fn hosts_in(directory: std::path::PathBuf) -> hosts::Config {
+        hosts::Config {
+            directory,
+            release: release(),
+            registries: vec![hosts::Registry::Every],
+            targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
+            resolve_tags: true,
+            prepend_existing: false,
+            headers: Vec::new(),
+            containerd: None,
+            node_ips: Vec::new(),
+        }
+    }
+
     fn nobody_says(directory: &Path) -> ContainerdVersion {
         let socket = directory.join("containerd.sock");
         ContainerdVersion::Asked { socket }
@@ -214,17 +229,7 @@ mod tests {
         let at = |name: &str| root.path().join(name).display().to_string();
         std::fs::create_dir(root.path().join("ghcr.io")).expect("mkdir");
         let config = Configuration {
-            hosts: hosts::Config {
-                directory: root.path().to_path_buf(),
-                release: release(),
-                registries: hosts::Registry::list(&["*"]).expect("registries"),
-                targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
-                resolve_tags: true,
-                prepend_existing: false,
-                headers: Vec::new(),
-                containerd: None,
-                node_ips: Vec::new(),
-            },
+            hosts: hosts_in(root.path().to_path_buf()),
             containerd: nobody_says(root.path()),
             data_dir: None,
             basic_auth_dir: root.path().join("absent"),
@@ -267,17 +272,7 @@ mod tests {
         std::fs::create_dir(&secret).expect("mkdir");
         std::fs::write(secret.join("username"), "Aladdin").expect("write");
         let mut config = Configuration {
-            hosts: hosts::Config {
-                directory: root.path().join("certs.d"),
-                release: release(),
-                registries: vec![hosts::Registry::Every],
-                targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
-                resolve_tags: true,
-                prepend_existing: false,
-                headers: Vec::new(),
-                containerd: None,
-                node_ips: Vec::new(),
-            },
+            hosts: hosts_in(root.path().join("certs.d")),
             containerd: nobody_says(root.path()),
             data_dir: Some(root.path().join("data")),
             basic_auth_dir: secret.clone(),
@@ -307,17 +302,7 @@ mod tests {
     fn a_directory_that_cannot_be_changed_ends_with_a_code_and_its_name() {
         let file = tempfile::NamedTempFile::new().expect("tempfile");
         let config = Configuration {
-            hosts: hosts::Config {
-                directory: file.path().join("certs.d"),
-                release: release(),
-                registries: vec![hosts::Registry::Every],
-                targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
-                resolve_tags: true,
-                prepend_existing: false,
-                headers: Vec::new(),
-                containerd: None,
-                node_ips: Vec::new(),
-            },
+            hosts: hosts_in(file.path().join("certs.d")),
             containerd: nobody_says(file.path()),
             data_dir: None,
             basic_auth_dir: file.path().with_extension("absent"),

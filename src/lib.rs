@@ -19,7 +19,7 @@
 //!   hosts, inflight  kad   │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: basic_auth, metrics, node_token, private_file, readiness, server, shutdown, telemetry
+//!    beside the stack: basic_auth, metrics, node_token, private_file, readiness, regular_file, server, shutdown, telemetry
 //! ```
 //!
 //! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and
@@ -42,6 +42,7 @@ pub mod oci;
 pub mod private_file;
 pub mod readiness;
 pub mod registry;
+pub mod regular_file;
 pub mod routing;
 pub mod server;
 pub mod shutdown;

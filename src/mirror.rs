@@ -37,7 +37,7 @@ use search::{Delivery, Search};
 /// From containerd's request to the first byte, or the 404, however many are asked in turn; and the same for a gap in a body.
 /// Two seconds are for those who hold it, and the last in the line waits ten for a leader who is silent
 /// (`routing/flight/table.rs`): whoever waited longer would do so for nobody's sake.
-const LIMIT: Duration = Duration::from_secs(12);
+pub const LIMIT: Duration = Duration::from_secs(12);
 
 /// For so long a key is not looked up again after peers that hold it have brought it too slowly to be worth it.
 const HOPELESS: Duration = Duration::from_secs(30);

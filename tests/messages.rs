@@ -3,7 +3,6 @@
 //!
 //! Figures: `cargo test --all-features --test messages -- --nocapture`. Both ends are in this process.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +12,14 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
-use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use libp2p::identity::{Keypair, PublicKey};
 use libp2p::request_response::{self, Event, Message, ProtocolSupport};
 use libp2p::swarm::SwarmEvent;
-use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, noise, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, noise, tcp, yamux};
+use peili::routing::kad::messages::{Frames, PROTOCOL};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Barrier;
 
@@ -98,63 +97,6 @@ async fn call_twice(rounds: Arc<Rounds>, mut caller: impl Caller, n: usize) -> [
     took
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Frames;
-
-async fn read<T: AsyncRead + Unpin + Send>(io: &mut T) -> io::Result<Bytes> {
-    let mut length = [0; 4];
-    io.read_exact(&mut length).await?;
-    let mut bytes = vec![0; u32::from_be_bytes(length) as usize];
-    io.read_exact(&mut bytes).await?;
-    Ok(bytes.into())
-}
-
-async fn write<T: AsyncWrite + Unpin + Send>(io: &mut T, bytes: Bytes) -> io::Result<()> {
-    let mut frame = (bytes.len() as u32).to_be_bytes().to_vec();
-    frame.extend_from_slice(&bytes);
-    io.write_all(&frame).await?;
-    io.flush().await
-}
-
-impl request_response::Codec for Frames {
-    type Protocol = StreamProtocol;
-    type Request = Bytes;
-    type Response = Bytes;
-
-    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Bytes>
-    where
-        T: AsyncRead + Unpin + Send,
-    {
-        read(io).await
-    }
-
-    async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Bytes>
-    where
-        T: AsyncRead + Unpin + Send,
-    {
-        read(io).await
-    }
-
-    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, b: Bytes) -> io::Result<()>
-    where
-        T: AsyncWrite + Unpin + Send,
-    {
-        write(io, b).await
-    }
-
-    async fn write_response<T>(
-        &mut self,
-        _: &StreamProtocol,
-        io: &mut T,
-        b: Bytes,
-    ) -> io::Result<()>
-    where
-        T: AsyncWrite + Unpin + Send,
-    {
-        write(io, b).await
-    }
-}
-
 type Messages = request_response::Behaviour<Frames>;
 
 fn swarm() -> Swarm<Messages> {
@@ -167,9 +109,8 @@ fn swarm() -> Swarm<Messages> {
         )
         .unwrap()
         .with_behaviour(|_| {
-            let protocol = StreamProtocol::new("/peili/flight/1");
             let config = request_response::Config::default().with_request_timeout(IDLE);
-            Messages::with_codec(Frames, [(protocol, ProtocolSupport::Full)], config)
+            Messages::with_codec(Frames, [(PROTOCOL, ProtocolSupport::Full)], config)
         })
         .unwrap()
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))

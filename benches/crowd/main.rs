@@ -10,7 +10,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
 
 mod bench;
 mod fault;
@@ -28,6 +27,7 @@ mod scenario;
 use bench::Bench;
 use judge::{Figures, judge};
 use lab::Lab;
+use lab::process::interrupted;
 use run::{Plan, Run};
 use scenario::{Layers, SCENARIOS, Scenario, Variant};
 
@@ -92,14 +92,6 @@ async fn main() -> ExitCode {
             // What a shell says of a program that SIGINT ended.
             ExitCode::from(130)
         }
-    }
-}
-
-async fn interrupted() {
-    let mut terminate = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use peili::inflight::uplink::free;
 use peili::inflight::{Expecting, Inflight};
+use peili::mirror::LIMIT;
 use peili::mirror::flight::part::{Part, Role, Seen};
 use peili::mirror::flight::registries::Registries;
 use peili::oci::Digest;
@@ -20,15 +21,10 @@ use crate::options::Mode;
 use crate::world::{State, World};
 
 const IMAGE: &str = "registry.test/crowd";
-/// Numbers of the real ones (`mirror/flight/boarding.rs`): for a first byte, after a parent without one, and in all.
+/// Numbers of the real ones (`mirror/flight/boarding.rs`): for a first byte, and after a parent without one.
 const HOLD: Duration = Duration::from_millis(800);
 const BREATH: Duration = Duration::from_millis(10);
-const LIMIT: Duration = Duration::from_secs(13);
 const MAX_DOUBTS: usize = 32;
-/// Of `mirror/body.rs`.
-const GROWING_STALL: Duration = Duration::from_millis(1500);
-const PER_STEP: Duration = Duration::from_millis(400);
-const STEPS: u32 = 4;
 /// Of `mirror/attempt.rs`: who says nothing at all.
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// Of `registry/growing.rs`: what is not coming.
@@ -143,11 +139,6 @@ impl Asker {
             doubts: Vec::new(),
         }
     }
-}
-
-/// How long a parent that far from the registry is waited for.
-pub fn patience(depth: u32, longest: Duration) -> Duration {
-    GROWING_STALL.max(STEPS * longest) + PER_STEP * depth.min(8)
 }
 
 fn expecting(digest: &Digest) -> Expecting {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use peili::inflight::POLL;
 use peili::inflight::uplink::Reading;
-use peili::mirror::flight::part::Part;
+use peili::mirror::flight::part::{Part, patience};
 use peili::oci::Digest;
 use peili::routing::flight::table::Table;
 use peili::routing::rendezvous::Doubt;
@@ -539,7 +539,7 @@ impl World {
                 }
             } else if flow.source != registry {
                 let patience = match self.options.mode.is_policy() {
-                    true => crate::client::patience(stream.depth, stream.longest),
+                    true => patience(stream.depth, stream.longest),
                     false => STALL.max(self.tick * 2),
                 };
                 let is_over = now - stream.last >= patience;

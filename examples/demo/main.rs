@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
 
 mod cluster;
 #[path = "../../tests/lab/mod.rs"]
@@ -19,6 +18,7 @@ mod layout;
 mod show;
 
 use lab::Lab;
+use lab::process::interrupted;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -36,14 +36,6 @@ async fn main() -> ExitCode {
             // What a shell says of a program that SIGINT ended.
             ExitCode::from(130)
         }
-    }
-}
-
-async fn interrupted() {
-    let mut terminate = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
     }
 }
 

@@ -2,16 +2,12 @@
 
 mod watch;
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
-use rustix::io::Errno;
 
 use super::Blob;
 use crate::oci::Digest;
+use crate::regular_file;
 
 pub use watch::BlobDirectory;
 
@@ -23,31 +19,15 @@ pub fn blob(root: &Path, digest: &Digest) -> PathBuf {
     blobs(root).join(digest.algorithm()).join(digest.hex())
 }
 
-/// None where there is no such regular file. A symbolic link is none: it could lead anywhere.
+/// None where there is no such regular file ([`regular_file::open`]).
 pub async fn open(root: &Path, digest: &Digest) -> io::Result<Option<Blob>> {
     let path = blob(root, digest);
     tokio::task::spawn_blocking(move || open_now(&path)).await?
 }
 
 fn open_now(path: &Path) -> io::Result<Option<Blob>> {
-    // A pipe would be waited for until somebody writes into it.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => return Ok(None),
-        // A socket, or a device without a driver.
-        Err(e) if e.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let metadata = file.metadata()?;
-    Ok(metadata
-        .is_file()
-        .then(|| Blob::from_file(file, metadata.len())))
+    let opened = regular_file::open(path)?;
+    Ok(opened.map(|(file, length)| Blob::from_file(file, length)))
 }
 
 #[cfg(test)]

@@ -4,18 +4,16 @@
 //! complete before `data` exists; a download of unknown length has none. Nothing on disk tells whether somebody still
 //! writes: a containerd that was killed leaves its ingests for a day.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::OFlags;
-use rustix::io::Errno;
-
 use crate::oci::Digest;
+use crate::regular_file;
 
 /// What containerd calls what it downloads (remotes.MakeRefKey).
 const KINDS: [&str; 4] = ["layer", "config", "manifest", "index"];
@@ -178,28 +176,12 @@ fn open(path: &Path) -> io::Result<Option<Ingest>> {
     }))
 }
 
-/// None where there is no such regular file. A symbolic link is none: it could lead anywhere.
+/// None, too, where there is no directory above it.
 fn open_file(path: &Path) -> io::Result<Option<File>> {
-    // A pipe would be waited for until somebody writes into it.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // No directory above it, a link, a socket or a device without a driver.
-        Err(e)
-            if [Errno::NOTDIR, Errno::LOOP, Errno::NXIO]
-                .map(|errno| Some(errno.raw_os_error()))
-                .contains(&e.raw_os_error()) =>
-        {
-            return Ok(None);
-        }
-        Err(e) => return Err(e),
-    };
-    Ok(file.metadata()?.is_file().then_some(file))
+    match regular_file::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => Ok(None),
+        opened => Ok(opened?.map(|(file, _)| file)),
+    }
 }
 
 /// The text of a file of at most `limit` bytes; None where there is none, or another one.

@@ -19,6 +19,7 @@ use tracing::{debug, info};
 
 use super::attempt::{Ask, PeerError};
 use super::flight::boarding::{Boarded, Boarding};
+use super::flight::part;
 use super::search::{Delivery, Search};
 use super::{FetchError, LIMIT};
 use crate::oci::distribution::{ByteRange, Span};
@@ -32,15 +33,6 @@ const FLOOR: u64 = 64 << 10;
 const WORTHWHILE: u64 = 1 << 20;
 /// After so many of those in a row the rest is left to upstream: each may have cost [`STALL`].
 const POOR: u32 = 3;
-/// A source that is still growing does so in steps of 1 MiB, and stops when its own source does. Whoever leads is
-/// replaced after 2 s of silence; this long before, those who follow it have begun to look for another.
-const GROWING_STALL: Duration = Duration::from_millis(1500);
-/// And a step of the tree later: a child must not accuse its parent before that one has found another.
-const PER_STEP: Duration = Duration::from_millis(400);
-/// Steps may come as slowly as they have come, four times over.
-const STEPS: u32 = 4;
-/// But not without end: a gap of this would have to be waited for four times as long.
-const LONGEST: Duration = Duration::from_secs(5);
 
 /// Where bytes come from: whoever holds it, else whoever is getting it.
 pub(super) struct Sources {
@@ -189,10 +181,7 @@ impl Body {
     fn patience(&self) -> Duration {
         match self.source.growing {
             None => STALL,
-            Some(depth) => {
-                let steps = (STEPS * self.longest).min(LONGEST);
-                GROWING_STALL.max(steps) + PER_STEP * depth.min(8)
-            }
+            Some(depth) => part::patience(depth, self.longest),
         }
     }
 

@@ -25,7 +25,7 @@ mod joining;
 mod leave;
 mod lookups;
 mod meetings;
-mod messages;
+pub mod messages;
 mod records;
 mod store;
 mod transport;
@@ -50,6 +50,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub use acquaintances::MAX_ZONE;
 pub use event_loop::EventLoop;
+pub use meetings::{distance, place};
 pub use transport::Carrier;
 
 use super::bootstrap::{Bootstrap, BootstrapError, Bootstrapper};

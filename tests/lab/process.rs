@@ -9,9 +9,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Pause between two looks at something awaited: far below what any daemon here needs to start, and still cheap.
 const POLL: Duration = Duration::from_millis(5);
+
+/// Until this program is to end before it is done.
+pub async fn interrupted() {
+    let mut terminate = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
 
 /// A daemon that dies with its handle.
 pub struct Daemon {

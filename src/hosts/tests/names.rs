@@ -3,6 +3,16 @@
 use super::super::target::Target;
 use super::*;
 
+/// One for each row of (value, part of the reason, part of the cure).
+fn assert_mistakes(mistakes: &[Mistake], table: &[(&str, &str, &str)]) {
+    assert_eq!(mistakes.len(), table.len());
+    for (mistake, (text, reason, cure)) in mistakes.iter().zip(table) {
+        assert_eq!(mistake.value, *text);
+        assert!(mistake.reason.contains(reason), "{mistake}");
+        assert!(mistake.cure.contains(cure), "{mistake}");
+    }
+}
+
 #[test]
 fn an_empty_list_and_both_wildcards_mean_every_registry() {
     for list in [&[][..], &["*"], &["_default"], &["*", "_default"]] {
@@ -98,12 +108,7 @@ fn every_malformed_registry_is_reported_with_its_value_reason_and_cure() {
 
     let mistakes = Registry::list(&texts).expect_err("all but one are malformed");
 
-    assert_eq!(mistakes.len(), table.len());
-    for (mistake, (text, reason, cure)) in mistakes.iter().zip(table) {
-        assert_eq!(mistake.value, text);
-        assert!(mistake.reason.contains(reason), "{mistake}");
-        assert!(mistake.cure.contains(cure), "{mistake}");
-    }
+    assert_mistakes(&mistakes, &table);
 }
 
 #[test]
@@ -170,12 +175,7 @@ fn every_malformed_target_is_reported_and_no_target_is_one() {
 
     let mistakes = Targets::list(&texts).expect_err("all are malformed");
 
-    assert_eq!(mistakes.len(), table.len());
-    for (mistake, (text, reason, cure)) in mistakes.iter().zip(table) {
-        assert_eq!(mistake.value, text);
-        assert!(mistake.reason.contains(reason), "{mistake}");
-        assert!(mistake.cure.contains(cure), "{mistake}");
-    }
+    assert_mistakes(&mistakes, &table);
     assert_eq!(Targets::list::<&str>(&[]).expect_err("none").len(), 1);
 }
 

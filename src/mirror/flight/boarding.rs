@@ -406,6 +406,13 @@ mod tests {
         (mirror.with_flight(flight.clone()), flight)
     }
 
+    /// `holder` has `digest`, and the swarm knows.
+    async fn advertised(swarm: &FakeSwarm, holder: &Peer, digest: &Digest) {
+        let router = swarm.join(holder.registry[0]);
+        let key = Key::Content(digest.clone());
+        router.advertise(vec![key]).await.unwrap();
+    }
+
     #[tokio::test]
     async fn where_all_holders_are_busy_somebody_who_is_getting_it_is_followed() {
         let layer = noise(100_000, 1);
@@ -414,10 +421,7 @@ mod tests {
         let other = FakePeer::serving(layer.clone()).spawn().await;
         let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
         let digest = Digest::sha256(&layer);
-        let held = swarm.join(holder.peer().registry[0]);
-        held.advertise(vec![Key::Content(digest.clone())])
-            .await
-            .unwrap();
+        advertised(&swarm, &holder.peer(), &digest).await;
         let follow = Advice::Follow {
             parent: other.peer(),
             depth: 1,
@@ -443,10 +447,7 @@ mod tests {
         let holder = FakePeer::serving(layer.clone()).spawn().await;
         let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
         let digest = Digest::sha256(&layer);
-        let held = swarm.join(holder.peer().registry[0]);
-        held.advertise(vec![Key::Content(digest.clone())])
-            .await
-            .unwrap();
+        advertised(&swarm, &holder.peer(), &digest).await;
         let router = swarm.join(([127, 0, 0, 1], 5000).into());
         let (mirror, flight) = node(&ingests, router, (wait(false), Duration::ZERO));
 

@@ -39,6 +39,21 @@ const STILL: Duration = Duration::from_secs(1);
 /// A lag below this is a few steps of 1 MiB on the way down a tree, and no loss.
 const LAG: u64 = 4 << 20;
 
+/// How long a source that is still growing is waited for, so many steps from whoever has it, after a `longest` gap between
+/// what it has brought.
+pub fn patience(depth: u32, longest: Duration) -> Duration {
+    /// It grows in steps of 1 MiB, and stops when its own source does. Whoever leads is replaced after 2 s of silence; this
+    /// long before, those who follow it have begun to look for another.
+    const STALL: Duration = Duration::from_millis(1500);
+    /// And a step of the tree later: a child must not accuse its parent before that one has found another.
+    const PER_STEP: Duration = Duration::from_millis(400);
+    /// Steps may come as slowly as they have come, four times over.
+    const STEPS: u32 = 4;
+    /// But not without end: a gap of this would have to be waited for four times as long.
+    const LONGEST: Duration = Duration::from_secs(5);
+    STALL.max((STEPS * longest).min(LONGEST)) + PER_STEP * depth.min(8)
+}
+
 pub struct Part {
     pub image: String,
     pub generation: Generation,
