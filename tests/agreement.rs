@@ -29,12 +29,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::stream::StreamExt;
-use libp2p::kad::{KBucketKey, RecordKey};
 use nodes::Node;
 use peili::oci::{Digest, Key};
 use peili::routing::bootstrap::Bootstrap;
 use peili::routing::flight::Flights;
-use peili::routing::kad::Kad;
+use peili::routing::kad::{Kad, distance, place};
 use peili::routing::messenger::{Meeting, Messenger, Unreachable};
 use peili::routing::rendezvous::{Advice, Doubt, Generation, Part, Rendezvous, Standing, Wish};
 use peili::routing::{Peer, PeerId, Router};
@@ -42,7 +41,6 @@ use peili::testing::memory::Delay;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{RngExt as _, SeedableRng as _};
-use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -325,13 +323,8 @@ async fn first_byte_from(
 
 /// Peers by their distance to a content, nearest first.
 fn nearest(digest: &Digest, mut peers: Vec<PeerId>) -> Vec<PeerId> {
-    let mut key = vec![0x12, 0x20];
-    key.extend_from_slice(&Sha256::digest(digest.to_string()));
-    let place = KBucketKey::from(RecordKey::from(key));
-    peers.sort_by_cached_key(|peer| {
-        let id: libp2p::PeerId = peer.as_str().parse().unwrap();
-        place.distance(&KBucketKey::from(id))
-    });
+    let place = place(&Meeting::Content(digest.clone()));
+    peers.sort_by_cached_key(|peer| distance(&place, peer.as_str().parse().unwrap()));
     peers
 }
 

@@ -145,7 +145,7 @@ async fn a_target_below_a_path_is_asked_behind_ours() {
     // As a proxy project of Harbor has it: the images of others below a name of its own.
     let image = image(&lab, "cache/test/app:v1").await;
     let reference = "nowhere.example/test/app:v1";
-    let data_dir = node.dir().join("peili-data").display().to_string();
+    let data_dir = node.peili().data().display().to_string();
     configure(&node, &["--data-dir", &data_dir]).await;
     assert!(node.cri_pull(reference).await.is_err(), "nobody has it");
 

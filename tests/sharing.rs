@@ -388,7 +388,7 @@ async fn only_the_nodes_own_containerd_has_its_token() {
 
     let certs_d = puller.containerd().certs_d();
     let hosts_toml = certs_d.join(lab.registry.host()).join("hosts.toml");
-    let data_dir = puller.dir().join("peili-data").display().to_string();
+    let data_dir = puller.peili().data().display().to_string();
     let with_token = ["--data-dir", &data_dir];
     puller
         .peili()

@@ -162,7 +162,7 @@ pub async fn set_up(lab: &Lab, plan: &Plan<'_>, image: &Image) -> Result<Vec<Nod
 
 async fn start_peili(node: &Node, lab: &Lab, variant: Variant, layout: &str) -> Result<()> {
     // As the DaemonSet does: containerd shows a token, and who has none gets nothing fetched.
-    let data = node.dir().join("peili-data");
+    let data = node.peili().data();
     let data = data.to_str().context("a path in UTF-8")?;
     let registry = lab.registry.host();
     let token = ["--data-dir", data];

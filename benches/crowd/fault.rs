@@ -3,7 +3,10 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use peili::oci::Digest;
+use peili::routing::kad::{distance, identity, place};
+use peili::routing::messenger::Meeting;
 use rustix::process::Signal;
 
 use crate::judge::Verdict;
@@ -169,6 +172,15 @@ impl Watch<'_> {
                 );
                 Story::of(vec![leader], told)
             }
+            Fault::MeetingPointKilled => {
+                let (victim, met) = self.meeting_point()?;
+                self.nodes[victim].kill_peili();
+                let told = format!(
+                    "{}: Peili killed at {at:.1} s, meeting point of {met} layers",
+                    name(victim)
+                );
+                Story::of(vec![victim], told)
+            }
             Fault::Partition => {
                 let (few, rest) = self.nodes.split_at(2);
                 for one in few {
@@ -199,6 +211,24 @@ impl Watch<'_> {
             }
         }
         Ok(best)
+    }
+
+    /// The node that is the meeting point of most layers, and of how many.
+    fn meeting_point(&self) -> Result<(usize, usize)> {
+        let mut ids = Vec::new();
+        for node in self.nodes {
+            let keys = identity::load_or_create(Some(&node.peili().data()))?;
+            ids.push(keys.public().to_peer_id());
+        }
+        let mut met = vec![0; ids.len()];
+        for layer in &self.image.layers {
+            let place = place(&Meeting::Content(layer.digest.parse::<Digest>()?));
+            let nearest = (0..ids.len()).min_by_key(|index| distance(&place, ids[*index]));
+            met[nearest.context("nobody")?] += 1;
+        }
+        let most = (0..ids.len()).max_by_key(|index| met[*index]);
+        let most = most.context("nobody")?;
+        Ok((most, met[most]))
     }
 
     /// From the second node, without a token, at the first one's Peili: every layer that this one does not hold.
@@ -235,7 +265,7 @@ impl Watch<'_> {
 fn moment(fault: Fault) -> f64 {
     match fault {
         // Late enough that layers are under way, early enough that none is whole.
-        Fault::Foreign => 0.3,
+        Fault::Foreign | Fault::MeetingPointKilled => 0.3,
         _ => 0.5,
     }
 }

@@ -82,6 +82,8 @@ pub enum Fault {
     PeiliKilled,
     /// The same with SIGSTOP; it goes on when all others are done.
     PeiliStopped,
+    /// A third of the way, SIGKILL to the Peili of the node at which most of the image is met about.
+    MeetingPointKilled,
     /// Half-way, the first two nodes no longer reach the others, nor these them.
     Partition,
     /// containerd's root of one node has room for half of the image.
@@ -233,6 +235,12 @@ pub const SCENARIOS: &[Scenario] = &[
         "half-way, the Peili of the node that has most from the registry is killed",
         Starts::Crowd,
         Fault::PeiliKilled,
+    ),
+    broken(
+        "meeting-point-killed",
+        "a third of the way, the Peili is killed that places who pulls",
+        Starts::Crowd,
+        Fault::MeetingPointKilled,
     ),
     broken(
         "peili-stopped",

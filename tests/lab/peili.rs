@@ -106,6 +106,11 @@ impl Peili {
         self.dir.join("peili.log")
     }
 
+    /// Its `--data-dir`.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("peili-data")
+    }
+
     pub fn pid(&self) -> Option<u32> {
         self.daemon.lock().unwrap().as_ref().map(Daemon::pid)
     }
@@ -152,7 +157,7 @@ impl Peili {
         options: &PeiliOptions,
     ) -> Result<()> {
         ensure!(self.daemon.lock().unwrap().is_none(), "peili runs already");
-        let data = self.dir.join("peili-data");
+        let data = self.data();
         std::fs::create_dir_all(&data)?;
         let usual = [
             ("--bootstrap-kind", "dns".to_owned()),
