@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::basic_auth::Secret;
 use crate::config::Store;
 use crate::content::ContentStore;
 use crate::content::containerd::Containerd;
@@ -56,6 +57,8 @@ pub struct Config {
     pub mirrored: Option<HashSet<String>>,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<NodeToken>,
+    /// What containerd and peers must send, and peers are sent; None: nothing.
+    pub basic_auth: Option<Secret>,
     /// Bodies under way to peers at once.
     pub max_uploads: usize,
     /// From SIGTERM to SIGKILL, as the kubelet has it.
@@ -75,6 +78,7 @@ pub struct App {
     mirror: Mirror,
     mirrored: Option<HashSet<String>>,
     token: Option<NodeToken>,
+    basic_auth: Option<Arc<Secret>>,
     uploads: Uploads,
     inflight: Inflight,
     uplink: Uplink,
@@ -97,6 +101,7 @@ impl App {
         if let Some(token) = &config.token {
             token.check()?;
         }
+        let basic_auth = config.basic_auth.map(Arc::new);
         let registry = Server::bind(&config.registry)
             .await
             .context("--registry-addr")?;
@@ -139,6 +144,7 @@ impl App {
                 inflight: inflight.clone(),
                 uplink: uplink.clone(),
                 sharing: config.in_flight_sharing,
+                basic_auth: basic_auth.clone(),
             },
             flight::Metrics::new(&metrics),
         );
@@ -147,7 +153,8 @@ impl App {
             config.mirror,
             mirror::Metrics::new(&metrics),
         )
-        .with_flight(flight.clone());
+        .with_flight(flight.clone())
+        .with_basic_auth(basic_auth.clone());
         Ok(Self {
             registry,
             admin,
@@ -160,6 +167,7 @@ impl App {
             mirror,
             mirrored: config.mirrored,
             token: config.token,
+            basic_auth,
             uploads: Uploads::new(config.max_uploads),
             inflight,
             uplink,
@@ -194,6 +202,7 @@ impl App {
                 metrics: self.access,
                 mirrored: self.mirrored.map(Arc::new),
                 token: self.token.map(Arc::new),
+                basic_auth: self.basic_auth,
                 uploads: self.uploads,
                 inflight: self.inflight.clone(),
                 uplink: self.uplink,

@@ -23,6 +23,7 @@ use prometheus::{IntCounter, IntCounterVec, Registry};
 use tokio::time::Instant;
 use tracing::info;
 
+use crate::basic_auth::Secret;
 use crate::metrics;
 use crate::oci::distribution::{ByteRange, MAX_MANIFEST, Span};
 use crate::oci::{Digest, Key, media_type};
@@ -72,6 +73,8 @@ pub struct Mirror {
     hopeless: Arc<Mutex<HashMap<Key, Instant>>>,
     /// None: what nobody holds is left to the registry.
     flight: Option<Flight>,
+    /// What peers are sent; None: nothing.
+    basic_auth: Option<Arc<Secret>>,
     config: Config,
     metrics: Metrics,
 }
@@ -89,7 +92,7 @@ impl Metrics {
             attempts: metrics::counters(
                 registry,
                 "peili_peer_attempts_total",
-                "Requests to peers by outcome: answered, absent, busy, refused, failed (at once or in mid-body).",
+                "Requests to peers by outcome: answered, absent, busy, refused, unauthorized, failed (at once or in mid-body).",
                 &["outcome"],
             ),
             resumed: metrics::counter(
@@ -168,6 +171,7 @@ impl Mirror {
             scoreboard: Scoreboard::default(),
             hopeless: Arc::default(),
             flight: None,
+            basic_auth: None,
             config,
             metrics,
         }
@@ -179,6 +183,11 @@ impl Mirror {
             flight: Some(flight),
             ..self
         }
+    }
+
+    /// Peers are sent the cluster's user name and password.
+    pub fn with_basic_auth(self, basic_auth: Option<Arc<Secret>>) -> Self {
+        Self { basic_auth, ..self }
     }
 
     /// A blob with its first byte in hand; the body goes on with other peers when one fails.

@@ -21,12 +21,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 
+use crate::basic_auth::{self, Secret};
 use crate::content::{ContentStore, StoreError};
 use crate::inflight::{Inflight, Uplink};
 use crate::mirror::flight::Puller;
@@ -51,6 +52,8 @@ pub struct Registry {
     pub mirrored: Option<Arc<HashSet<String>>>,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<Arc<NodeToken>>,
+    /// What everybody must send who asks for anything but a probe; None: nothing.
+    pub basic_auth: Option<Arc<Secret>>,
     pub uploads: Uploads,
     /// What containerd is still writing here, for peers that would take it.
     pub inflight: Inflight,
@@ -84,17 +87,18 @@ async fn readyz(State(registry): State<Registry>) -> Response {
 }
 
 /// Distribution spec, "Determining Support".
-async fn version_check() -> impl IntoResponse {
-    (
-        [
-            (header::CONTENT_TYPE, "application/json"),
-            (
-                header::HeaderName::from_static("docker-distribution-api-version"),
-                "registry/2.0",
-            ),
-        ],
-        "{}",
-    )
+async fn version_check(State(registry): State<Registry>, request: Request) -> Response {
+    if !registry.opens_to(request.headers()) {
+        return answer(State(registry), request).await;
+    }
+    let head = [
+        (header::CONTENT_TYPE, "application/json"),
+        (
+            header::HeaderName::from_static("docker-distribution-api-version"),
+            "registry/2.0",
+        ),
+    ];
+    (head, "{}").into_response()
 }
 
 /// A request as it was understood.
@@ -139,6 +143,7 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
         _ => Caller::Ours,
     };
     let understood = match caller {
+        _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized),
         Caller::Refused => Err(Error::Refused),
         caller => understand(parts, from_peer, caller == Caller::Ours),
     };
@@ -161,6 +166,13 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
 }
 
 impl Registry {
+    /// Whether who sends these headers is one of us, as far as that is asked.
+    fn opens_to(&self, headers: &HeaderMap) -> bool {
+        let presented = headers.get(basic_auth::HEADER).map(HeaderValue::as_bytes);
+        let secret = self.basic_auth.as_ref();
+        secret.is_none_or(|secret| secret.accepts(presented))
+    }
+
     /// What peers are to be asked, where they may be.
     fn wanted(&self, asked: &Asked) -> Result<Wanted, Miss> {
         if asked.from_peer {

@@ -53,6 +53,8 @@ pub(super) struct Search {
     hinted_at: HashSet<SocketAddr>,
     /// Peers that were asked and did not deliver, against the limit.
     failures: usize,
+    /// Peers that do not take this node for one of theirs.
+    unauthorized: usize,
     last: Option<PeerError>,
 }
 
@@ -78,6 +80,7 @@ impl Search {
             known_at: HashSet::new(),
             hinted_at: HashSet::new(),
             failures: 0,
+            unauthorized: 0,
             last: None,
         }
     }
@@ -228,21 +231,17 @@ impl Search {
 
     fn note(&mut self, peer: &Peer, error: PeerError, mark: bool) {
         debug!(key = %self.key, peer = %peer.id, %error, "peer did not deliver");
-        let outcome = match &error {
-            PeerError::Busy { .. } => "busy",
-            PeerError::Absent | PeerError::Waiting | PeerError::NotSatisfiable { .. } => "absent",
-            PeerError::Refused => "refused",
-            _ => "failed",
-        };
         let attempts = &self.mirror.metrics.attempts;
-        attempts.with_label_values(&[outcome]).inc();
+        attempts.with_label_values(&[error.outcome()]).inc();
         if mark && error.is_failure() {
             self.mirror.scoreboard.failed(&peer.id, Instant::now());
         }
         match &error {
             PeerError::Refused => self.mirror.router.refused(&peer.id),
             PeerError::Busy { holders } => self.hinted(peer, holders),
+            // They answer at once, and another one may have it.
             PeerError::Absent | PeerError::Waiting | PeerError::NotSatisfiable { .. } => {}
+            PeerError::Unauthorized => self.unauthorized += 1,
             _ => self.failures += 1,
         }
         self.last = Some(error);
@@ -264,6 +263,14 @@ impl Search {
             Some(PeerError::NotSatisfiable { total }) if tried == 0 => {
                 return FetchError::NotSatisfiable { key, total };
             }
+            // The log has it once a minute, by whoever was refused.
+            _ if tried == 0 && self.unauthorized > 0 => {
+                return FetchError::Exhausted {
+                    key,
+                    tried: self.unauthorized,
+                    last: Some(PeerError::Unauthorized),
+                };
+            }
             _ if tried == 0 => return FetchError::NoPeer(key),
             _ => {}
         }
@@ -276,7 +283,8 @@ impl Mirror {
     pub(super) async fn ask(self, peer: Peer, ask: Ask) -> (Peer, Result<Delivery, PeerError>) {
         let began = Instant::now();
         let under_way = self.scoreboard.begin(&peer.id, began);
-        let outcome = attempt(&peer.registry, &ask).await.map(|answer| {
+        let outcome = attempt(&peer.registry, &ask, self.basic_auth.as_deref()).await;
+        let outcome = outcome.map(|answer| {
             let took = began.elapsed();
             // One that is still getting it is as fast as whoever brings it there.
             if ask.growing.is_none() {

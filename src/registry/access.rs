@@ -18,12 +18,13 @@ use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, Registry};
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::after_again;
 use super::error::Error;
 use crate::metrics;
 use crate::server::flush::Flushes;
+use crate::telemetry::Seldom;
 
 /// Where an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,7 @@ pub struct Metrics {
     uploaded: IntCounter,
     /// What left before it was whole here.
     pub(super) relayed: IntCounter,
+    unauthorized: IntCounterVec,
 }
 
 impl Metrics {
@@ -108,6 +110,12 @@ impl Metrics {
                 "peili_relayed_bytes_total",
                 "Bytes of layers sent to peers while they were still being written.",
             ),
+            unauthorized: metrics::counters(
+                registry,
+                "peili_unauthorized_requests_total",
+                "Requests refused for want of the right user name and password, by who sent them: peer, other.",
+                &["from"],
+            ),
         };
         // A counter that is not there looks like a scrape that failed.
         for source in Source::OF_MIRROR {
@@ -115,6 +123,9 @@ impl Metrics {
         }
         for source in Source::OF_UPLOADS {
             metrics.uploads.with_label_values(&[source.as_str()]);
+        }
+        for from in ["peer", "other"] {
+            metrics.unauthorized.with_label_values(&[from]);
         }
         for source in [Source::Local, Source::Peer] {
             metrics.bytes.with_label_values(&[source.as_str()]);
@@ -176,12 +187,38 @@ impl Access {
     pub(super) fn failed(mut self, error: &Error, status: StatusCode) {
         self.status = status;
         self.error = Some(error.reason().unwrap_or_else(|| error.to_string()));
+        if matches!(error, Error::Unauthorized) {
+            self.unauthorized();
+        }
         self.counts &= error.is_miss() || error.is_busy();
         if error.is_busy() {
             self.source = Source::Busy;
         }
         if error.is_failure() {
             self.source = Source::Failed;
+        }
+    }
+
+    fn unauthorized(&self) {
+        static SAID: [Seldom; 2] = [Seldom::new(), Seldom::new()];
+        let from = if self.from_peer { "peer" } else { "other" };
+        self.metrics.unauthorized.with_label_values(&[from]).inc();
+        if !SAID[usize::from(self.from_peer)].is_due() {
+            return;
+        }
+        let remote = self.remote.map(tracing::field::display);
+        match self.from_peer {
+            true => warn!(
+                remote,
+                "a peer was refused: it has not sent this node's user name and password, so its Secret is another one or \
+                 none. It gets from the registry what only this node holds"
+            ),
+            false => warn!(
+                remote,
+                "a request was refused: it has not brought the user name and the password. If it is this node's \
+                 containerd, its hosts.toml is older than the Secret: run `peili configuration` again. Until then it goes \
+                 to the registry"
+            ),
         }
     }
 

@@ -296,6 +296,8 @@ impl Boarding {
             Err(PeerError::Waiting) => None,
             Err(error) => {
                 debug!(digest = %self.digest, peer = %peer.id, %error, "parent gives nothing");
+                let attempts = &self.mirror.metrics.attempts;
+                attempts.with_label_values(&[error.outcome()]).inc();
                 self.flight.0.metrics.replaced.inc();
                 self.doubt(&peer, &error);
                 None
@@ -396,6 +398,7 @@ mod tests {
             inflight: Inflight::new(root, "k8s.io".into()),
             uplink: Uplink::default(),
             sharing: InFlightSharing::Auto,
+            basic_auth: None,
         };
         let config = mirror::Config {
             retries: 3,
