@@ -48,7 +48,8 @@ bench-crowd: deps containerds ## many nodes pull an image at once, measured; CRO
 
 .PHONY: docs
 docs: deps ## write the pages that are made from the program itself: options, metrics
-	PEILI_WRITE_DOCS=1 cargo test --quiet --lib config::page
+	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --lib config::page
+	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --test metrics the_page
 
 .PHONY: fmt
 fmt: ## format the code

@@ -21,6 +21,7 @@ use crate::content::ContentStore;
 use crate::content::containerd::Containerd;
 use crate::content::layout::Layout;
 use crate::inflight::{Inflight, Uplink};
+use crate::metrics::Page;
 use crate::mirror::flight::{self, Flight};
 use crate::mirror::{self, InFlightSharing, Mirror};
 use crate::node_token::NodeToken;
@@ -30,7 +31,7 @@ use crate::routing::Router;
 use crate::routing::flight::Flights;
 use crate::routing::kad::{self, EventLoop, Kad};
 use crate::routing::messenger::Call;
-use crate::server::Server;
+use crate::server::{Server, measured};
 use crate::shutdown::Shutdown;
 use crate::{admin, advertise, registry};
 
@@ -83,7 +84,8 @@ pub struct App {
     inflight: Inflight,
     uplink: Uplink,
     access: registry::access::Metrics,
-    metrics: Registry,
+    http: measured::Metrics,
+    metrics: Page,
     readiness: Readiness,
     grace_period: Duration,
 }
@@ -121,13 +123,14 @@ impl App {
                 (Arc::new(layout), Inflight::off())
             }
         };
+        let routing_metrics = kad::Metrics::new(&metrics);
         let kad::Bound {
             kad: router,
             event_loop,
             calls,
         } = kad::bind(
             config.routing,
-            kad::Metrics::new(&metrics),
+            routing_metrics.clone(),
             readiness.guard("routing"),
         )
         .await?;
@@ -172,7 +175,8 @@ impl App {
             inflight,
             uplink,
             access: registry::access::Metrics::new(&metrics),
-            metrics,
+            http: measured::Metrics::new(&metrics),
+            metrics: Page::new(metrics, routing_metrics.libp2p()),
             readiness,
             grace_period: config.grace_period,
         })
@@ -194,24 +198,31 @@ impl App {
         let swarm = self.router.clone();
         let router: Arc<dyn Router> = Arc::new(self.router);
 
+        let measured = self.http.clone();
         shutdown.spawn(self.registry.run(
-            registry::router(registry::Registry {
-                store: self.store.clone(),
-                mirror: self.mirror,
-                readiness: self.readiness.clone(),
-                metrics: self.access,
-                mirrored: self.mirrored.map(Arc::new),
-                token: self.token.map(Arc::new),
-                basic_auth: self.basic_auth,
-                uploads: self.uploads,
-                inflight: self.inflight.clone(),
-                uplink: self.uplink,
-            }),
+            measured.measure(
+                registry::router(registry::Registry {
+                    store: self.store.clone(),
+                    mirror: self.mirror,
+                    readiness: self.readiness.clone(),
+                    metrics: self.access,
+                    mirrored: self.mirrored.map(Arc::new),
+                    token: self.token.map(Arc::new),
+                    basic_auth: self.basic_auth,
+                    uploads: self.uploads,
+                    inflight: self.inflight.clone(),
+                    uplink: self.uplink,
+                }),
+                registry::handler,
+            ),
             shutdown.clone(),
         ));
         shutdown.spawn(
-            self.admin
-                .run(admin::router(self.metrics), shutdown.clone()),
+            self.admin.run(
+                self.http
+                    .measure(admin::router(self.metrics), admin::handler),
+                shutdown.clone(),
+            ),
         );
         shutdown.spawn(advertise::run(
             self.store,

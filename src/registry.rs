@@ -73,6 +73,20 @@ pub fn router(registry: Registry) -> Router {
         .with_state(registry)
 }
 
+/// What kind of request a path is of, for the metrics.
+pub fn handler(path: &str) -> &'static str {
+    let path = after_again(path).unwrap_or(path);
+    match path {
+        "/livez" => "livez",
+        "/readyz" => "readyz",
+        "/v2" | "/v2/" => "version",
+        _ if !path.starts_with("/v2/") => "other",
+        _ if path.contains("/blobs/") => "blob",
+        _ if path.contains("/manifests/") => "manifest",
+        _ => "other",
+    }
+}
+
 async fn readyz(State(registry): State<Registry>) -> Response {
     if registry.readiness.is_ready() {
         return "ready\n".into_response();

@@ -28,7 +28,7 @@ async fn crowd(lab: &Lab, nodes: usize) -> Vec<Node> {
     for node in &crowd {
         let others = (nodes - 1) as f64;
         eventually("acquaintance", Duration::from_secs(20), async || {
-            let known = node.metric("peili_peers", &[]).await?;
+            let known = node.metric("peili_peers", &[("state", "known")]).await?;
             Ok((known >= others).then_some(()))
         })
         .await

@@ -411,7 +411,10 @@ async fn the_pair_opens_from_hosts_toml_to_the_last_byte_and_without_it_the_regi
         .metric("peili_unauthorized_requests_total", &[("from", "other")])
         .await
         .unwrap();
-    assert!(other > 0.0);
+    // Once for each entry of hosts.toml that names us (2.x has four, of which one resolves tags): nothing is tried again.
+    let is_1x = outdated.containerd().version().starts_with("1.");
+    let entries = if is_1x { 1 } else { 4 };
+    assert_eq!(other as usize, 1 + entries * image.pulled().count());
     // The metrics port is open, and the log says it once, with the cure.
     let log = fs::read_to_string(outdated.peili().log()).unwrap();
     let said = log.matches("run `peili configuration` again").count();

@@ -192,12 +192,12 @@ async fn a_node_that_lost_everybody_looks_for_them_at_once() {
 
     cluster.kill(0).await;
     let known = cluster.0[1].metrics();
-    assert!(known.contains("peili_peers 1"), "{known}");
+    assert!(known.contains("peili_peers{state=\"known\"} 1"), "{known}");
     eventually("the only peer is forgotten", async || {
         all(&cluster.0[1].kad, &content("layer")).await;
         cluster.0[1]
             .metrics()
-            .contains("peili_peers 0")
+            .contains("peili_peers{state=\"known\"} 0")
             .then_some(())
     })
     .await;
@@ -205,7 +205,7 @@ async fn a_node_that_lost_everybody_looks_for_them_at_once() {
     cluster.0[0] = Node::bound(address.ip(), address, None).await;
 
     eventually("they know each other again", async || {
-        let known = |node: &Node| node.metrics().contains("peili_peers 1");
+        let known = |node: &Node| node.metrics().contains("peili_peers{state=\"known\"} 1");
         cluster.0.iter().all(known).then_some(())
     })
     .await;
@@ -286,8 +286,9 @@ async fn more_keys_than_may_be_in_flight_are_all_announced() {
     eventually("every node has announced everything", async || {
         let done = |node: &Node| {
             let all = node.metrics();
-            all.contains(&format!("peili_advertised_keys {KEYS}"))
-                && counter(&all, "peili_announcements_total{result=\"ok\"}") >= KEYS
+            all.contains(&format!(
+                "peili_advertised_keys{{kind=\"content\",registry=\"\"}} {KEYS}"
+            )) && counter(&all, "peili_announcements_total{result=\"ok\"}") >= KEYS
         };
         cluster.0.iter().all(done).then_some(())
     })

@@ -55,7 +55,6 @@ pub struct Metrics {
     replaced: IntCounter,
     missed: IntCounter,
     postponed: IntCounter,
-    saved: IntCounter,
     refused: IntCounter,
 }
 
@@ -86,10 +85,6 @@ impl Metrics {
             refused: counter(
                 "peili_contents_refused_total",
                 "Contents from peers that containerd refused because their bytes were wrong.",
-            ),
-            saved: counter(
-                "peili_registry_bytes_saved_total",
-                "Bytes that were taken from nodes that were still getting them, instead of from the registry.",
             ),
         }
     }

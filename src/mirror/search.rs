@@ -63,6 +63,8 @@ struct Asking {
     peer: Peer,
     /// It had failed lately and was asked for want of another.
     is_second_chance: bool,
+    /// It was asked beside one that was silent.
+    is_hedge: bool,
     /// Its silence stands on the scoreboard already.
     is_marked: bool,
 }
@@ -119,7 +121,13 @@ impl Search {
                 // An answer that is there counts, however late it is looked at.
                 biased;
                 Some((peer, outcome)) = attempts.next(), if is_waiting => match outcome {
-                    Ok(delivery) => return Ok(delivery),
+                    Ok(delivery) => {
+                        let asked = asking.iter().find(|asked| asked.peer.id == peer.id);
+                        if asked.is_some_and(|asked| asked.is_hedge) {
+                            self.mirror.metrics.won.inc();
+                        }
+                        return Ok(delivery);
+                    }
                     Err(error) => {
                         let place = asking.iter().position(|asked| asked.peer.id == peer.id);
                         let asked = place.map(|place| asking.swap_remove(place));
@@ -136,6 +144,7 @@ impl Search {
                     let now = Instant::now();
                     let is_second_chance =
                         self.mirror.scoreboard.of(&peer.id, now).is_resting(now);
+                    let mut is_hedge = false;
                     if is_second_chance {
                         if asking.iter().all(|asked| asked.is_second_chance) {
                             give_up_at = self.deadline.min(now + SECOND_CHANCE);
@@ -143,13 +152,14 @@ impl Search {
                     } else {
                         if asking.iter().any(|asked| !asked.is_second_chance) {
                             self.mirror.metrics.hedged.inc();
+                            is_hedge = true;
                         }
                         give_up_at = self.deadline;
                         hedge_at = Some(now + HEDGE);
                     }
                     ask_next = is_second_chance;
                     attempts.push(self.mirror.clone().ask(peer.clone(), ask.clone()).boxed());
-                    asking.push(Asking { peer, is_second_chance, is_marked: false });
+                    asking.push(Asking { peer, is_second_chance, is_hedge, is_marked: false });
                 }
                 () = sleep_until_some(hedge_at), if is_waiting => {
                     hedge_at = None;

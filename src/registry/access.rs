@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 use super::after_again;
 use super::error::Error;
 use crate::metrics;
+use crate::mirror::InFlight;
 use crate::server::flush::Flushes;
 use crate::telemetry::Seldom;
 
@@ -56,6 +57,9 @@ impl Source {
     }
 }
 
+/// Bytes from a peer that was itself still getting them; a body may have both kinds.
+const IN_FLIGHT: &str = "in_flight";
+
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: IntCounterVec,
@@ -65,6 +69,7 @@ pub struct Metrics {
     uploaded: IntCounter,
     /// What left before it was whole here.
     pub(super) relayed: IntCounter,
+    saved: IntCounter,
     unauthorized: IntCounterVec,
 }
 
@@ -74,14 +79,15 @@ impl Metrics {
             requests: metrics::counters(
                 registry,
                 "peili_mirror_requests_total",
-                "Requests of this node's containerd by source of the answer: local, peer, miss \
+                "Requests of this node's containerd by source of the answer: local, peer (whole there or in flight), miss \
                  (nobody holds it, containerd goes upstream), failed (not or not wholly delivered).",
                 &["source"],
             ),
             bytes: metrics::counters(
                 registry,
                 "peili_mirror_bytes_total",
-                "Bytes of bodies sent to this node's containerd by source: local, peer.",
+                "Bytes of bodies sent to this node's containerd by source: local, peer (that had it whole), in_flight (a \
+                 peer that was still getting it).",
                 &["source"],
             ),
             duration: metrics::histograms(
@@ -110,6 +116,11 @@ impl Metrics {
                 "peili_relayed_bytes_total",
                 "Bytes of layers sent to peers while they were still being written.",
             ),
+            saved: metrics::counter(
+                registry,
+                "peili_registry_bytes_saved_total",
+                "Bytes sent to this node's containerd out of other nodes, whole or in flight, which no registry had to send.",
+            ),
             unauthorized: metrics::counters(
                 registry,
                 "peili_unauthorized_requests_total",
@@ -127,8 +138,8 @@ impl Metrics {
         for from in ["peer", "other"] {
             metrics.unauthorized.with_label_values(&[from]);
         }
-        for source in [Source::Local, Source::Peer] {
-            metrics.bytes.with_label_values(&[source.as_str()]);
+        for source in [Source::Local.as_str(), Source::Peer.as_str(), IN_FLIGHT] {
+            metrics.bytes.with_label_values(&[source]);
         }
         metrics
     }
@@ -231,6 +242,7 @@ impl Access {
     ) -> Response {
         self.source = source;
         self.status = response.status();
+        let in_flight = response.extensions().get().cloned();
         let length = response.headers().get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         response.map(|body| {
@@ -239,11 +251,7 @@ impl Access {
             }
             let chunks = body.into_data_stream().map_err(io::Error::other);
             self.length = length;
-            let moved = if self.from_peer {
-                self.metrics.uploaded.clone()
-            } else {
-                self.metrics.bytes.with_label_values(&[source.as_str()])
-            };
+            let moved = Moved::new(&self.metrics, self.from_peer, source, in_flight);
             Body::from_stream(flushes.before_the_end_of(Counted {
                 chunks,
                 moved,
@@ -312,8 +320,46 @@ impl Drop for Access {
 /// A body that knows how much of it was taken, and counts it as it goes: a layer may take minutes.
 struct Counted<S> {
     chunks: S,
-    moved: IntCounter,
+    moved: Moved,
     access: Access,
+}
+
+/// Where the bytes of a body are counted.
+struct Moved {
+    whole: IntCounter,
+    /// And while it comes from a node that is still getting it.
+    in_flight: Option<(InFlight, IntCounter)>,
+    /// Whatever the registry was spared.
+    saved: Option<IntCounter>,
+}
+
+impl Moved {
+    fn new(metrics: &Metrics, to_peer: bool, source: Source, in_flight: Option<InFlight>) -> Self {
+        if to_peer {
+            return Self {
+                whole: metrics.uploaded.clone(),
+                in_flight: None,
+                saved: None,
+            };
+        }
+        let of = |source| metrics.bytes.with_label_values(&[source]);
+        Self {
+            whole: of(source.as_str()),
+            in_flight: in_flight.map(|it| (it, of(IN_FLIGHT))),
+            saved: (source == Source::Peer).then(|| metrics.saved.clone()),
+        }
+    }
+
+    fn count(&self, bytes: u64) {
+        let counter = match &self.in_flight {
+            Some((is_in_flight, counter)) if is_in_flight.is() => counter,
+            _ => &self.whole,
+        };
+        counter.inc_by(bytes);
+        if let Some(saved) = &self.saved {
+            saved.inc_by(bytes);
+        }
+    }
 }
 
 impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
@@ -328,7 +374,7 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
                     .first_byte
                     .get_or_insert_with(|| access.began.elapsed());
                 access.bytes += chunk.len() as u64;
-                self.moved.inc_by(chunk.len() as u64);
+                self.moved.count(chunk.len() as u64);
             }
             Poll::Ready(Some(Err(e))) => {
                 self.access.source = Source::Failed;

@@ -237,11 +237,6 @@ impl Boarding {
         self.aboard.given.fetch_max(offset, Ordering::Relaxed);
     }
 
-    /// Bytes that came from a node that was still getting them.
-    pub fn saved(&self, bytes: u64) {
-        self.flight.0.metrics.saved.inc_by(bytes);
-    }
-
     async fn advice(&mut self, ask: &Ask, is_slow: bool) -> Advice {
         let wish = Wish {
             digest: self.digest.clone(),
