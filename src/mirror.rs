@@ -195,7 +195,7 @@ impl InFlight {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn set(&self, is: bool) {
+    pub(crate) fn set(&self, is: bool) {
         self.0.store(is, Ordering::Relaxed);
     }
 }

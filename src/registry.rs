@@ -157,7 +157,9 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
         _ => Caller::Ours,
     };
     let understood = match caller {
-        _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized),
+        _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized {
+            is_containerd: user_agent(&parts).starts_with(b"containerd/"),
+        }),
         Caller::Refused => Err(Error::Refused),
         caller => understand(parts, from_peer, caller == Caller::Ours),
     };
@@ -240,11 +242,9 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
     };
     let below = path.strip_prefix("/v2/").ok_or_else(|| Error::path(path))?;
     let image = below.rsplitn(3, '/').nth(2).unwrap_or_default();
-    let user_agent = parts.headers.get(header::USER_AGENT);
-    let user_agent = user_agent.map_or(&b""[..], HeaderValue::as_bytes);
     let puller = Puller {
         image: format!("{}/{image}", ns.as_deref().unwrap_or_default()),
-        generation: generation_of(user_agent),
+        generation: generation_of(user_agent(&parts)),
         may_ask_again,
     };
     Ok(Asked {
@@ -286,6 +286,12 @@ fn after_again(path: &str) -> Option<&str> {
     let slash = rest.find('/')?;
     let (number, rest) = rest.split_at(slash);
     number.bytes().all(|b| b.is_ascii_digit()).then_some(rest)
+}
+
+/// Empty where it is not said.
+fn user_agent(parts: &Parts) -> &[u8] {
+    let header = parts.headers.get(header::USER_AGENT);
+    header.map_or(b"", HeaderValue::as_bytes)
 }
 
 /// Which containerd asks: `containerd/1.7.24~ds1`, `containerd/2.1.9+unknown`. Nobody else minds being taken for a 1.x.

@@ -480,6 +480,16 @@ async fn who_lacks_the_pair_gets_401_for_everything_but_the_probes() {
             assert_eq!(answer.status, status, "{path} {peer:?}");
         }
     }
+    // It would answer a challenge with the image's pull secret.
+    let containerd = [("user-agent", "containerd/2.1.9+unknown")];
+    for path in ["/v2/", &blob, &again] {
+        let answer = node.ask("GET", path, &containerd).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (401, "UNAUTHORIZED")
+        );
+        assert_eq!(answer.header("www-authenticate"), None, "{path}");
+    }
     let range = [("authorization", right.as_str()), ("range", "bytes=5-9")];
     let part = node.ask("GET", &blob, &range).await;
     assert_eq!((part.status, part.body.len()), (206, 5));
@@ -487,7 +497,7 @@ async fn who_lacks_the_pair_gets_401_for_everything_but_the_probes() {
         assert_eq!(node.get(probe).await.status, 200, "{probe}");
     }
     let count = |from| node.count("peili_unauthorized_requests_total", from);
-    assert_eq!((count("peer"), count("other")), (42, 42));
+    assert_eq!((count("peer"), count("other")), (42, 45));
     // They were nobody's pulls.
     assert_eq!(node.count("peili_upload_requests_total", "miss"), 1);
     assert_eq!(node.count("peili_mirror_requests_total", "failed"), 0);
@@ -966,6 +976,8 @@ async fn requests_and_bytes_are_counted_by_source() {
         let counted = asker.count("peili_mirror_bytes_total", source);
         assert_eq!(counted, bytes, "{source}");
     }
+    assert_eq!(asker.count("peili_registry_bytes_saved_total", ""), 70_000);
+    assert_eq!(asker.count("peili_mirror_bytes_total", "in_flight"), 0);
     assert_eq!(holder.count("peili_upload_requests_total", "local"), 1);
     assert_eq!(holder.count("peili_upload_bytes_total", ""), 70_000);
 }

@@ -31,13 +31,15 @@ pub(super) enum RawCommand {
     /// Runs the mirror on this node, until SIGTERM.
     #[command(after_long_help = help::REGISTRY)]
     Registry(Box<RawRegistry>),
-    /// Makes this node's containerd ask the mirror first, by a hosts.toml for each registry. Needs no restart of
-    /// containerd, which must have its registries' config_path set. What was there before is kept in _backup. What
+    /// Makes this node's containerd ask the mirror first, by a hosts.toml for each registry.
+    ///
+    /// Needs no restart of containerd, which must have its registries' config_path set. What was there before is kept in _backup. What
     /// somebody adds or edits later is his, and is left alone; to undo that, remove its directory and run this again.
     #[command(after_long_help = help::CONFIGURATION)]
     Configuration(RawConfiguration),
-    /// Puts back what containerd was configured to before `configuration`, byte for byte, beside what somebody has
-    /// added or edited since.
+    /// Puts back what containerd was configured to before `configuration`, byte for byte.
+    ///
+    /// What somebody has added or edited since stays beside it.
     #[command(after_long_help = help::CLEANUP)]
     Cleanup(RawCleanup),
     /// Says which release this is.

@@ -198,7 +198,7 @@ impl Access {
     pub(super) fn failed(mut self, error: &Error, status: StatusCode) {
         self.status = status;
         self.error = Some(error.reason().unwrap_or_else(|| error.to_string()));
-        if matches!(error, Error::Unauthorized) {
+        if matches!(error, Error::Unauthorized { .. }) {
             self.unauthorized();
         }
         self.counts &= error.is_miss() || error.is_busy();
@@ -383,5 +383,31 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
             _ => {}
         }
         polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_by_where_they_come_from_and_what_no_registry_sent_once_more() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry);
+        let in_flight = InFlight::default();
+
+        // A body that is followed, and then goes on from a node that has it whole.
+        let moved = Moved::new(&metrics, false, Source::Peer, Some(in_flight.clone()));
+        in_flight.set(true);
+        moved.count(40);
+        in_flight.set(false);
+        moved.count(500);
+        Moved::new(&metrics, false, Source::Local, None).count(6_000);
+        Moved::new(&metrics, true, Source::Local, None).count(70_000);
+
+        let of = |source| metrics.bytes.with_label_values(&[source]).get();
+        assert_eq!([of("in_flight"), of("peer"), of("local")], [40, 500, 6_000]);
+        assert_eq!(metrics.saved.get(), 540);
+        assert_eq!(metrics.uploaded.get(), 70_000);
     }
 }

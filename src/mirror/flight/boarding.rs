@@ -350,7 +350,7 @@ mod tests {
     use super::*;
     use crate::inflight::{ContentRoot, Inflight, Uplink};
     use crate::mirror::flight::{Metrics, Parts};
-    use crate::mirror::{self, InFlightSharing, Wanted};
+    use crate::mirror::{self, Fetched, InFlightSharing, Wanted};
     use crate::routing::Router as _;
     use crate::routing::rendezvous::{Course, Rendezvous, Standing};
     use crate::testing::content::FakeStore;
@@ -430,10 +430,13 @@ mod tests {
 
         let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
 
-        let body = fetched.unwrap().body;
+        let Fetched {
+            body, in_flight, ..
+        } = fetched.unwrap();
         let role = flight.role(&digest);
         let bytes: Vec<Bytes> = body.try_collect().await.unwrap();
         assert!(bytes.concat() == layer);
+        assert!(in_flight.is());
         assert_eq!((holder.asked().len(), other.asked().len()), (1, 1));
         let parent = other.peer().id;
         assert_eq!(role, Some(Role::Follows { parent }));
@@ -452,7 +455,11 @@ mod tests {
         let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
 
         assert_eq!(flight.role(&digest), Some(Role::Takes));
-        drop(fetched);
+        let Fetched {
+            body, in_flight, ..
+        } = fetched.unwrap();
+        let _: Vec<Bytes> = body.try_collect().await.unwrap();
+        assert!(!in_flight.is());
     }
 
     fn wanted(digest: &Digest, generation: Generation) -> Wanted {

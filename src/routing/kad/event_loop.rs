@@ -343,13 +343,17 @@ impl EventLoop {
         self.count_peers(now);
     }
 
+    fn count_gone(&mut self, now: Instant) {
+        let gone = self.swarm.behaviour_mut().kad.store_mut().gone_now(now);
+        self.metrics.peers("gone", gone);
+    }
+
     fn count_peers(&mut self, now: Instant) {
         let kad = &mut self.swarm.behaviour_mut().kad;
         let before = self.table;
         self.table = kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
-        let gone = kad.store_mut().gone_now(now);
         self.metrics.peers("known", self.table);
-        self.metrics.peers("gone", gone);
+        self.count_gone(now);
         if self.table == 0 {
             if before > 0 {
                 info!("no peer is left");
@@ -401,6 +405,7 @@ impl EventLoop {
         if self.sweep_at <= now {
             self.sweep_at = now + SWEEP;
             self.swarm.behaviour_mut().kad.store_mut().sweep(now);
+            self.count_gone(now);
             self.meetings.sweep(now);
             self.calls.retain(|_, answer| !answer.is_closed());
         }
