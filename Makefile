@@ -46,6 +46,11 @@ bench: deps ## what the mirror's relay of a body costs beside a plain copy, meas
 bench-crowd: deps containerds ## many nodes pull an image at once, measured; CROWD='--list' says what can be tried
 	$(AS_ROOT) cargo bench --bench crowd -- $(CROWD)
 
+.PHONY: docs
+docs: deps ## write the pages that are made from the program itself: options, metrics
+	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --lib config::page
+	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --test metrics the_page
+
 .PHONY: fmt
 fmt: ## format the code
 	cargo fmt

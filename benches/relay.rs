@@ -142,6 +142,7 @@ async fn node(peer: SocketAddr, digest: &Digest, shutdown: &Shutdown) -> Result<
         metrics: registry::access::Metrics::new(&metrics),
         mirrored: None,
         token: None,
+        basic_auth: None,
         uploads: Uploads::new(1),
         inflight: Inflight::off(),
         uplink: Uplink::default(),

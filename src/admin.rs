@@ -5,18 +5,27 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::{Registry, TextEncoder};
 use tracing::error;
 
+use crate::metrics::Page;
+
 /// All routes of the metrics port.
-pub fn router(metrics: Registry) -> Router {
+pub fn router(metrics: Page) -> Router {
     Router::new()
         .route("/metrics", get(page))
         .with_state(metrics)
 }
 
-async fn page(State(metrics): State<Registry>) -> Response {
-    match TextEncoder::new().encode_to_string(&metrics.gather()) {
+/// What kind of request a path is of, for the metrics.
+pub fn handler(path: &str) -> &'static str {
+    match path {
+        "/metrics" => "metrics",
+        _ => "other",
+    }
+}
+
+async fn page(State(metrics): State<Page>) -> Response {
+    match metrics.text() {
         Ok(page) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
         Err(e) => {
             error!(error = %e, "metrics cannot be written");

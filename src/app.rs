@@ -15,11 +15,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::basic_auth::Secret;
 use crate::config::Store;
 use crate::content::ContentStore;
 use crate::content::containerd::Containerd;
 use crate::content::layout::Layout;
 use crate::inflight::{Inflight, Uplink};
+use crate::metrics::Page;
 use crate::mirror::flight::{self, Flight};
 use crate::mirror::{self, InFlightSharing, Mirror};
 use crate::node_token::NodeToken;
@@ -29,7 +31,7 @@ use crate::routing::Router;
 use crate::routing::flight::Flights;
 use crate::routing::kad::{self, EventLoop, Kad};
 use crate::routing::messenger::Call;
-use crate::server::Server;
+use crate::server::{Server, measured};
 use crate::shutdown::Shutdown;
 use crate::{admin, advertise, registry};
 
@@ -56,6 +58,8 @@ pub struct Config {
     pub mirrored: Option<HashSet<String>>,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<NodeToken>,
+    /// What containerd and peers must send, and peers are sent; None: nothing.
+    pub basic_auth: Option<Secret>,
     /// Bodies under way to peers at once.
     pub max_uploads: usize,
     /// From SIGTERM to SIGKILL, as the kubelet has it.
@@ -75,11 +79,13 @@ pub struct App {
     mirror: Mirror,
     mirrored: Option<HashSet<String>>,
     token: Option<NodeToken>,
+    basic_auth: Option<Arc<Secret>>,
     uploads: Uploads,
     inflight: Inflight,
     uplink: Uplink,
     access: registry::access::Metrics,
-    metrics: Registry,
+    http: measured::Metrics,
+    metrics: Page,
     readiness: Readiness,
     grace_period: Duration,
 }
@@ -97,6 +103,7 @@ impl App {
         if let Some(token) = &config.token {
             token.check()?;
         }
+        let basic_auth = config.basic_auth.map(Arc::new);
         let registry = Server::bind(&config.registry)
             .await
             .context("--registry-addr")?;
@@ -116,13 +123,14 @@ impl App {
                 (Arc::new(layout), Inflight::off())
             }
         };
+        let routing_metrics = kad::Metrics::new(&metrics);
         let kad::Bound {
             kad: router,
             event_loop,
             calls,
         } = kad::bind(
             config.routing,
-            kad::Metrics::new(&metrics),
+            routing_metrics.clone(),
             readiness.guard("routing"),
         )
         .await?;
@@ -139,6 +147,7 @@ impl App {
                 inflight: inflight.clone(),
                 uplink: uplink.clone(),
                 sharing: config.in_flight_sharing,
+                basic_auth: basic_auth.clone(),
             },
             flight::Metrics::new(&metrics),
         );
@@ -147,7 +156,8 @@ impl App {
             config.mirror,
             mirror::Metrics::new(&metrics),
         )
-        .with_flight(flight.clone());
+        .with_flight(flight.clone())
+        .with_basic_auth(basic_auth.clone());
         Ok(Self {
             registry,
             admin,
@@ -160,11 +170,13 @@ impl App {
             mirror,
             mirrored: config.mirrored,
             token: config.token,
+            basic_auth,
             uploads: Uploads::new(config.max_uploads),
             inflight,
             uplink,
             access: registry::access::Metrics::new(&metrics),
-            metrics,
+            http: measured::Metrics::new(&metrics),
+            metrics: Page::new(metrics, routing_metrics.libp2p()),
             readiness,
             grace_period: config.grace_period,
         })
@@ -186,23 +198,31 @@ impl App {
         let swarm = self.router.clone();
         let router: Arc<dyn Router> = Arc::new(self.router);
 
+        let measured = self.http.clone();
         shutdown.spawn(self.registry.run(
-            registry::router(registry::Registry {
-                store: self.store.clone(),
-                mirror: self.mirror,
-                readiness: self.readiness.clone(),
-                metrics: self.access,
-                mirrored: self.mirrored.map(Arc::new),
-                token: self.token.map(Arc::new),
-                uploads: self.uploads,
-                inflight: self.inflight.clone(),
-                uplink: self.uplink,
-            }),
+            measured.measure(
+                registry::router(registry::Registry {
+                    store: self.store.clone(),
+                    mirror: self.mirror,
+                    readiness: self.readiness.clone(),
+                    metrics: self.access,
+                    mirrored: self.mirrored.map(Arc::new),
+                    token: self.token.map(Arc::new),
+                    basic_auth: self.basic_auth,
+                    uploads: self.uploads,
+                    inflight: self.inflight.clone(),
+                    uplink: self.uplink,
+                }),
+                registry::handler,
+            ),
             shutdown.clone(),
         ));
         shutdown.spawn(
-            self.admin
-                .run(admin::router(self.metrics), shutdown.clone()),
+            self.admin.run(
+                self.http
+                    .measure(admin::router(self.metrics), admin::handler),
+                shutdown.clone(),
+            ),
         );
         shutdown.spawn(advertise::run(
             self.store,

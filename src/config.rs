@@ -3,9 +3,13 @@
 //! Names and defaults are those of Spegel, so that its users' values files go on working. clap only splits the words:
 //! every value is read here, because clap stops at the first mistake and a chart is tried out one roll-out at a time.
 
+mod help;
 mod options;
+#[cfg(test)]
+mod page;
 mod reader;
 mod value;
+mod words;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -13,12 +17,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
 use libp2p::Multiaddr;
 
 pub use value::ListenAddr;
 
-use options::{RawCleanup, RawCommand, RawCommandLine, RawConfiguration, RawRegistry};
+use options::{RawCleanup, RawCommand, RawConfiguration, RawRegistry};
 use reader::{Reader, absolute, duration, list, listen_addr, refuse, zone};
 
 use crate::content::{containerd, layout};
@@ -54,6 +57,8 @@ pub struct Registry {
     pub data_dir: Option<PathBuf>,
     /// Whether nobody is served without the node's token, peers excepted.
     pub require_node_token: bool,
+    /// Where what everybody is asked for may be.
+    pub basic_auth_dir: PathBuf,
     pub router_addr: ListenAddr,
     pub registry_addr: ListenAddr,
     pub mirror_resolve_timeout: Duration,
@@ -145,11 +150,8 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let raw = RawCommandLine::try_parse_from(args).map_err(|e| Refusal {
-        text: e.to_string(),
-        code: if e.use_stderr() { USAGE } else { 0 },
-    })?;
     let mut reader = Reader::default();
+    let raw = words::split(args.into_iter().map(Into::into).collect(), &mut reader)?;
     let log = reader.read("log-level", &raw.log_level, |text| {
         text.parse().map_err(|e: telemetry::FilterError| {
             (
@@ -188,6 +190,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     let store = store(reader, raw);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
     let require_node_token = reader.boolean("require-node-token", &raw.require_node_token);
+    let basic_auth_dir = reader.read("basic-auth-dir", &raw.basic_auth_dir, absolute);
     if let (Some(None), Some(true)) = (&data_dir, require_node_token) {
         reader.mistake(
             "data-dir",
@@ -266,6 +269,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         store: store?,
         data_dir: data_dir?,
         require_node_token: require_node_token?,
+        basic_auth_dir: basic_auth_dir?,
         router_addr: router_addr?,
         registry_addr: registry_addr?,
         mirror_resolve_timeout: mirror_resolve_timeout?,

@@ -13,7 +13,7 @@ use peili::config::{self, Bootstrap, Cleanup, Command, CommandLine, ListenAddr};
 use peili::node_token::NodeToken;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
-use peili::{commands, mirror, routing, telemetry};
+use peili::{basic_auth, commands, mirror, routing, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
 
@@ -39,14 +39,21 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            error!(error = %e, "failed");
-            ExitCode::from(e.exit_code())
-        }
+        Err(e) => failed(&e),
     }
 }
 
+fn failed(error: &commands::Error) -> ExitCode {
+    error!(%error, "failed");
+    ExitCode::from(error.exit_code())
+}
+
 fn daemon(config: config::Registry) -> ExitCode {
+    // Half a Secret is half a lock: nothing is served before it is whole.
+    let secret = match basic_auth::Secret::load(&config.basic_auth_dir) {
+        Ok(secret) => secret,
+        Err(e) => return failed(&commands::Error::from(e)),
+    };
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -54,7 +61,7 @@ fn daemon(config: config::Registry) -> ExitCode {
     };
     let served = runtime.block_on(async {
         let stop = terminated().context("signal handlers")?;
-        App::bind(app_config(config)).await?.run(stop).await
+        App::bind(app_config(config, secret)).await?.run(stop).await
     });
     // A read of a disk that hangs cannot be taken back, and must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -110,7 +117,7 @@ fn terminated() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// The parts' configurations out of the command line's.
-fn app_config(config: config::Registry) -> app::Config {
+fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) -> app::Config {
     let bootstrap = match config.bootstrap {
         Bootstrap::Dns { domain } => routing::bootstrap::Bootstrap::Dns {
             domain,
@@ -148,6 +155,7 @@ fn app_config(config: config::Registry) -> app::Config {
             .map(|registry| registry.host().map(str::to_string))
             .collect(),
         token: token_dir.map(|dir| NodeToken::new(&dir, config.require_node_token)),
+        basic_auth,
         max_uploads: config.max_uploads,
         grace_period: config.shutdown_grace_period,
     }

@@ -2,10 +2,15 @@
 //!
 //! A name that is registered twice or is not well formed is a mistake in this program, and is found by its first start.
 
-use prometheus::core::Collector;
+mod page;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+
+pub use page::{OpenMetrics, Page, PageError};
 
 pub fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     register(registry, IntCounter::new(name, help))
@@ -15,11 +20,39 @@ pub fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) ->
     register(registry, IntCounterVec::new(Opts::new(name, help), labels))
 }
 
-pub fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    register(registry, IntGauge::new(name, help))
+pub fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
-/// `buckets` are upper bounds in seconds.
+/// A gauge of what nobody is told when it changes: it is looked up when somebody asks.
+pub fn looked_up(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    look: impl Fn() -> i64 + Clone + Send + Sync + 'static,
+) {
+    let gauge = IntGauge::new(name, help);
+    register(registry, gauge.map(|gauge| LookedUp { gauge, look }));
+}
+
+#[derive(Clone)]
+struct LookedUp<F> {
+    gauge: IntGauge,
+    look: F,
+}
+
+impl<F: Fn() -> i64 + Send + Sync> Collector for LookedUp<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.gauge.set((self.look)());
+        self.gauge.collect()
+    }
+}
+
+/// `buckets` are upper bounds, in the unit that the name ends with.
 pub fn histograms(
     registry: &Registry,
     name: &str,

@@ -12,6 +12,7 @@ mod search;
 mod select;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use prometheus::{IntCounter, IntCounterVec, Registry};
 use tokio::time::Instant;
 use tracing::info;
 
+use crate::basic_auth::Secret;
 use crate::metrics;
 use crate::oci::distribution::{ByteRange, MAX_MANIFEST, Span};
 use crate::oci::{Digest, Key, media_type};
@@ -72,6 +74,8 @@ pub struct Mirror {
     hopeless: Arc<Mutex<HashMap<Key, Instant>>>,
     /// None: what nobody holds is left to the registry.
     flight: Option<Flight>,
+    /// What peers are sent; None: nothing.
+    basic_auth: Option<Arc<Secret>>,
     config: Config,
     metrics: Metrics,
 }
@@ -81,15 +85,26 @@ pub struct Metrics {
     attempts: IntCounterVec,
     resumed: IntCounter,
     hedged: IntCounter,
+    won: IntCounter,
+    /// Whose resting peers are counted.
+    scoreboard: Scoreboard,
 }
 
 impl Metrics {
     pub fn new(registry: &Registry) -> Self {
-        Self {
+        let scoreboard = Scoreboard::default();
+        let board = scoreboard.clone();
+        metrics::looked_up(
+            registry,
+            "peili_peers_resting",
+            "Peers that failed lately and are asked only when nobody else is there.",
+            move || board.resting(Instant::now()),
+        );
+        let metrics = Self {
             attempts: metrics::counters(
                 registry,
                 "peili_peer_attempts_total",
-                "Requests to peers by outcome: answered, absent, busy, refused, failed (at once or in mid-body).",
+                "Requests to peers by outcome: answered, absent, busy, refused, unauthorized, failed (at once or in mid-body).",
                 &["outcome"],
             ),
             resumed: metrics::counter(
@@ -102,7 +117,24 @@ impl Metrics {
                 "peili_attempts_hedged_total",
                 "Attempts begun beside one that had been silent for too long.",
             ),
+            won: metrics::counter(
+                registry,
+                "peili_attempts_hedged_won_total",
+                "Attempts begun beside a silent one that brought the first byte.",
+            ),
+            scoreboard,
+        };
+        for outcome in [
+            "answered",
+            "absent",
+            "busy",
+            "refused",
+            "unauthorized",
+            "failed",
+        ] {
+            metrics.attempts.with_label_values(&[outcome]);
         }
+        metrics
     }
 }
 
@@ -150,6 +182,22 @@ pub struct Fetched {
     pub total: u64,
     /// Ends with an error when no peer can deliver the rest.
     pub body: BoxStream<'static, std::io::Result<Bytes>>,
+    pub in_flight: InFlight,
+}
+
+/// Whether what a body has brought last came from a node that was still getting it. Cloneable; the body changes it as it goes
+/// from source to source.
+#[derive(Clone, Debug, Default)]
+pub struct InFlight(Arc<AtomicBool>);
+
+impl InFlight {
+    pub fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set(&self, is: bool) {
+        self.0.store(is, Ordering::Relaxed);
+    }
 }
 
 /// A manifest, whole and checked against its digest.
@@ -159,15 +207,17 @@ pub struct Manifest {
     pub digest: Digest,
     /// As the peer sent it; the manifest itself may say better.
     pub content_type: Option<String>,
+    pub in_flight: InFlight,
 }
 
 impl Mirror {
     pub fn new(router: Arc<dyn Router>, config: Config, metrics: Metrics) -> Self {
         Self {
             router,
-            scoreboard: Scoreboard::default(),
+            scoreboard: metrics.scoreboard.clone(),
             hopeless: Arc::default(),
             flight: None,
+            basic_auth: None,
             config,
             metrics,
         }
@@ -179,6 +229,11 @@ impl Mirror {
             flight: Some(flight),
             ..self
         }
+    }
+
+    /// Peers are sent the cluster's user name and password.
+    pub fn with_basic_auth(self, basic_auth: Option<Arc<Secret>>) -> Self {
+        Self { basic_auth, ..self }
     }
 
     /// A blob with its first byte in hand; the body goes on with other peers when one fails.
@@ -200,10 +255,12 @@ impl Mirror {
         let source = sources.deliver(&ask).await?;
         let answer = &source.delivery.answer;
         let (span, total) = (answer.span, answer.total);
+        let in_flight = InFlight::default();
         Ok(Fetched {
             span,
             total,
-            body: body::unbroken(sources, ask.path_and_query, source),
+            body: body::unbroken(sources, ask.path_and_query, source, in_flight.clone()),
+            in_flight,
         })
     }
 
@@ -322,10 +379,13 @@ impl Mirror {
                         if let Some(boarding) = &sources.boarding {
                             boarding.gives_up_to(bytes.len() as u64);
                         }
+                        let in_flight = InFlight::default();
+                        in_flight.set(source.growing.is_some());
                         return Ok(Manifest {
                             bytes,
                             digest,
                             content_type,
+                            in_flight,
                         });
                     }
                     None => PeerError::Wrong("what is not the manifest".into()),

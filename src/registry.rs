@@ -21,12 +21,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 
+use crate::basic_auth::{self, Secret};
 use crate::content::{ContentStore, StoreError};
 use crate::inflight::{Inflight, Uplink};
 use crate::mirror::flight::Puller;
@@ -51,6 +52,8 @@ pub struct Registry {
     pub mirrored: Option<Arc<HashSet<String>>>,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<Arc<NodeToken>>,
+    /// What everybody must send who asks for anything but a probe; None: nothing.
+    pub basic_auth: Option<Arc<Secret>>,
     pub uploads: Uploads,
     /// What containerd is still writing here, for peers that would take it.
     pub inflight: Inflight,
@@ -70,6 +73,20 @@ pub fn router(registry: Registry) -> Router {
         .with_state(registry)
 }
 
+/// What kind of request a path is of, for the metrics.
+pub fn handler(path: &str) -> &'static str {
+    let path = after_again(path).unwrap_or(path);
+    match path {
+        "/livez" => "livez",
+        "/readyz" => "readyz",
+        "/v2" | "/v2/" => "version",
+        _ if !path.starts_with("/v2/") => "other",
+        _ if path.contains("/blobs/") => "blob",
+        _ if path.contains("/manifests/") => "manifest",
+        _ => "other",
+    }
+}
+
 async fn readyz(State(registry): State<Registry>) -> Response {
     if registry.readiness.is_ready() {
         return "ready\n".into_response();
@@ -84,17 +101,18 @@ async fn readyz(State(registry): State<Registry>) -> Response {
 }
 
 /// Distribution spec, "Determining Support".
-async fn version_check() -> impl IntoResponse {
-    (
-        [
-            (header::CONTENT_TYPE, "application/json"),
-            (
-                header::HeaderName::from_static("docker-distribution-api-version"),
-                "registry/2.0",
-            ),
-        ],
-        "{}",
-    )
+async fn version_check(State(registry): State<Registry>, request: Request) -> Response {
+    if !registry.opens_to(request.headers()) {
+        return answer(State(registry), request).await;
+    }
+    let head = [
+        (header::CONTENT_TYPE, "application/json"),
+        (
+            header::HeaderName::from_static("docker-distribution-api-version"),
+            "registry/2.0",
+        ),
+    ];
+    (head, "{}").into_response()
 }
 
 /// A request as it was understood.
@@ -139,6 +157,9 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
         _ => Caller::Ours,
     };
     let understood = match caller {
+        _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized {
+            is_containerd: user_agent(&parts).starts_with(b"containerd/"),
+        }),
         Caller::Refused => Err(Error::Refused),
         caller => understand(parts, from_peer, caller == Caller::Ours),
     };
@@ -161,6 +182,13 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
 }
 
 impl Registry {
+    /// Whether who sends these headers is one of us, as far as that is asked.
+    fn opens_to(&self, headers: &HeaderMap) -> bool {
+        let presented = headers.get(basic_auth::HEADER).map(HeaderValue::as_bytes);
+        let secret = self.basic_auth.as_ref();
+        secret.is_none_or(|secret| secret.accepts(presented))
+    }
+
     /// What peers are to be asked, where they may be.
     fn wanted(&self, asked: &Asked) -> Result<Wanted, Miss> {
         if asked.from_peer {
@@ -214,11 +242,9 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
     };
     let below = path.strip_prefix("/v2/").ok_or_else(|| Error::path(path))?;
     let image = below.rsplitn(3, '/').nth(2).unwrap_or_default();
-    let user_agent = parts.headers.get(header::USER_AGENT);
-    let user_agent = user_agent.map_or(&b""[..], HeaderValue::as_bytes);
     let puller = Puller {
         image: format!("{}/{image}", ns.as_deref().unwrap_or_default()),
-        generation: generation_of(user_agent),
+        generation: generation_of(user_agent(&parts)),
         may_ask_again,
     };
     Ok(Asked {
@@ -260,6 +286,12 @@ fn after_again(path: &str) -> Option<&str> {
     let slash = rest.find('/')?;
     let (number, rest) = rest.split_at(slash);
     number.bytes().all(|b| b.is_ascii_digit()).then_some(rest)
+}
+
+/// Empty where it is not said.
+fn user_agent(parts: &Parts) -> &[u8] {
+    let header = parts.headers.get(header::USER_AGENT);
+    header.map_or(b"", HeaderValue::as_bytes)
 }
 
 /// Which containerd asks: `containerd/1.7.24~ds1`, `containerd/2.1.9+unknown`. Nobody else minds being taken for a 1.x.

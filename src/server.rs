@@ -5,6 +5,7 @@
 //! (see [`flush`]): containerd resumes after a FIN and fails the whole pull after a reset.
 
 pub mod flush;
+pub mod measured;
 
 use std::fs::File;
 use std::io;

@@ -1,6 +1,8 @@
 //! Logs: one JSON object per line on stderr.
 
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
@@ -61,6 +63,33 @@ impl Filter {
         // Of two directives for one target the later counts.
         let directives = format!("{},{LONELY},{}", noisy.join(","), self.0);
         EnvFilter::builder().parse_lossy(directives)
+    }
+}
+
+/// For what may happen with every request and is worth a line now and then.
+#[derive(Debug, Default)]
+pub struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    /// Often enough to be seen by who looks, seldom enough to drown nothing.
+    const EVERY: Duration = Duration::from_secs(60);
+
+    pub const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Whether it is time for a line again.
+    pub fn is_due(&self) -> bool {
+        self.is_due_at(Instant::now())
+    }
+
+    fn is_due_at(&self, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= Self::EVERY);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
     }
 }
 
@@ -151,6 +180,15 @@ mod tests {
             messages("error,libp2p=debug"),
             ["error", "libp2p warn", "libp2p debug"]
         );
+    }
+
+    #[test]
+    fn what_happens_all_the_time_is_said_once_a_minute() {
+        let (seldom, begin) = (Seldom::new(), Instant::now());
+        let said: Vec<u64> = (0..150)
+            .filter(|second| seldom.is_due_at(begin + Duration::from_secs(*second)))
+            .collect();
+        assert_eq!(said, [0, 60, 120]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ async fn crowd(lab: &Lab, nodes: usize) -> Vec<Node> {
     for node in &crowd {
         let others = (nodes - 1) as f64;
         eventually("acquaintance", Duration::from_secs(20), async || {
-            let known = node.metric("peili_peers", &[]).await?;
+            let known = node.metric("peili_peers", &[("state", "known")]).await?;
             Ok((known >= others).then_some(()))
         })
         .await
@@ -74,6 +74,26 @@ async fn nodes_that_pull_at_once_take_one_copy_from_the_registry() {
     let copies = copies(&lab, &image, &before).await;
     assert!(copies <= 1.05, "{copies:.3} copies left the registry");
     assert!(nodes.iter().all(|node| has_all(node, &image)));
+    // What the registry did not send came from others, and is told so.
+    let mut told = [0.0; 3];
+    for node in &nodes {
+        for (sum, (name, labels)) in told.iter_mut().zip([
+            ("peili_registry_bytes_saved_total", &[][..]),
+            ("peili_mirror_bytes_total", &[("source", "in_flight")]),
+            ("peili_mirror_bytes_total", &[("source", "peer")]),
+        ]) {
+            *sum += node.metric(name, labels).await.unwrap();
+        }
+    }
+    let [saved, in_flight, whole] = told;
+    let spared = (nodes.len() as f64 - copies) * image.pulled_bytes() as f64;
+    println!("saved {saved} of {spared}: {in_flight} in flight, {whole} from who had it whole");
+    assert_eq!(saved, in_flight + whole);
+    assert!(in_flight > 0.0);
+    assert!(
+        saved >= spared && saved <= 1.05 * spared,
+        "{saved} of {spared}"
+    );
 }
 
 /// Its own pull must fail, and nobody else's. It begins first, so that it leads what it can.

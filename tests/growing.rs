@@ -67,6 +67,7 @@ impl Node {
             metrics: registry::access::Metrics::new(&metrics),
             mirrored: None,
             token: None,
+            basic_auth: None,
             uploads: Uploads::new(uploads),
             inflight: inflight.clone(),
             uplink: uplink.clone(),

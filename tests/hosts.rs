@@ -335,3 +335,106 @@ fn killed_by_the_kernel_at_each_call_that_changes_something_it_leaves_old_or_new
     // Each does some twenty such calls.
     assert!(kills > 50, "{kills} kills");
 }
+
+/// A Secret as a pod has it mounted.
+fn secret(node: &Node, name: &str, password: &str) -> String {
+    let directory = node.dir().join(name);
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("username"), "peili").unwrap();
+    fs::write(directory.join("password"), password).unwrap();
+    directory.display().to_string()
+}
+
+/// A node with this pair in its Peili.
+async fn guarded(lab: &Lab, password: &str) -> Node {
+    let node = lab.node(NodeOptions::default()).await.unwrap();
+    let directory = secret(&node, "secret", password);
+    let options = PeiliOptions::default()
+        .unconfigured()
+        .arg("--basic-auth-dir", &directory);
+    node.start_peili_with(&options).await.unwrap();
+    node
+}
+
+/// And in its containerd, or another one there, beside the node's token.
+async fn configure_with_pair(lab: &Lab, node: &Node, password: &str) {
+    let pair = secret(node, "of-containerd", password);
+    let data_dir = node.dir().join("peili-data").display().to_string();
+    let registry = format!("http://{}", lab.registry.host());
+    let args = ["--basic-auth-dir", &pair, "--data-dir", &data_dir];
+    let list = ["--mirrored-registries", &registry];
+    configure(node, &[&args[..], &list].concat()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pair_opens_from_hosts_toml_to_the_last_byte_and_without_it_the_registry_is_asked() {
+    let lab = lab_or_skip!();
+    let image = image(&lab, "test/app:v1").await;
+    let reference = format!("{}/test/app:v1", lab.registry.host());
+    let (holder, friend) = (guarded(&lab, "one").await, guarded(&lab, "one").await);
+    for node in [&holder, &friend] {
+        configure_with_pair(&lab, node, "one").await;
+    }
+    holder.cri_pull(&reference).await.unwrap();
+    let path = format!("/v2/test/app/manifests/v1?ns={}", lab.registry.host());
+    let pair = ("authorization", "Basic cGVpbGk6b25l");
+    eventually("the tag", AT_ALL, async || {
+        let to = friend.peili().registry();
+        let token = fs::read_to_string(friend.dir().join("peili-data/node-token"))?;
+        let headers = [pair, ("x-peili-token", token.trim())];
+        let answer = friend.http(to, Method::GET, &path, &headers).await?;
+        Ok(answer.status.is_success().then_some(()))
+    })
+    .await
+    .unwrap();
+
+    // From hosts.toml to bytes of the other node, the registry's process gone.
+    lab.stop_registry().await.unwrap();
+    friend.cri_pull(&reference).await.unwrap();
+    assert!(image.pulled().all(|blob| friend.holds(&blob.digest)));
+    let refused = |node: &Node| {
+        let log = fs::read_to_string(node.peili().log()).unwrap();
+        log.lines()
+            .filter(|line| line.contains("\"status\":401"))
+            .count()
+    };
+    assert_eq!(refused(&friend), 0);
+    lab.start_registry().await.unwrap();
+
+    // containerd with another password: each request is refused once and goes to the registry.
+    let outdated = guarded(&lab, "one").await;
+    configure_with_pair(&lab, &outdated, "old").await;
+    outdated.cri_pull(&reference).await.unwrap();
+    let served = lab.registry.served().await.unwrap();
+    assert_eq!(served.bytes_to(outdated.ip()), image.pulled_bytes());
+    let other = outdated
+        .metric("peili_unauthorized_requests_total", &[("from", "other")])
+        .await
+        .unwrap();
+    // Once for each entry of hosts.toml that names us (2.x has four, of which one resolves tags): nothing is tried again.
+    let is_1x = outdated.containerd().version().starts_with("1.");
+    let entries = if is_1x { 1 } else { 4 };
+    assert_eq!(other as usize, 1 + entries * image.pulled().count());
+    // The metrics port is open, and the log says it once, with the cure.
+    let log = fs::read_to_string(outdated.peili().log()).unwrap();
+    let said = log.matches("run `peili configuration` again").count();
+    assert_eq!(said, 1, "{log}");
+
+    // Peili with another password: its peers refuse it, and its containerd is not kept from the registry.
+    let stranger = guarded(&lab, "two").await;
+    configure_with_pair(&lab, &stranger, "two").await;
+    stranger.cri_pull(&reference).await.unwrap();
+    let served = lab.registry.served().await.unwrap();
+    assert_eq!(served.bytes_to(stranger.ip()), image.pulled_bytes());
+    let attempts = stranger
+        .metric("peili_peer_attempts_total", &[("outcome", "unauthorized")])
+        .await
+        .unwrap();
+    assert!(attempts > 0.0);
+    let log = fs::read_to_string(stranger.peili().log()).unwrap();
+    assert_eq!(
+        log.matches("their Secrets are not the same").count(),
+        1,
+        "{log}"
+    );
+}

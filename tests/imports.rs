@@ -48,7 +48,7 @@ const RULES: &[(&str, &[&[&str]])] = &[
     ("shutdown", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),
-    ("server", &[&["shutdown"]]),
+    ("server", &[&["shutdown", "metrics"]]),
     //
     ("content", &[WORDS, BESIDE]),
     ("routing", &[WORDS, BESIDE]),

@@ -22,6 +22,7 @@ struct World {
     swarm: FakeSwarm,
     router: FakeRouter,
     mirror: Mirror,
+    metrics: prometheus::Registry,
     blob: Vec<u8>,
     key: Key,
 }
@@ -34,10 +35,15 @@ impl World {
             retries: 3,
             zone: None,
         };
-        let metrics = mirror::Metrics::new(&prometheus::Registry::new());
+        let metrics = prometheus::Registry::new();
         let blob = noise(SIZE, 1);
         Self {
-            mirror: Mirror::new(Arc::new(router.clone()), config, metrics),
+            mirror: Mirror::new(
+                Arc::new(router.clone()),
+                config,
+                mirror::Metrics::new(&metrics),
+            ),
+            metrics,
             key: Key::Content(Digest::sha256(&blob)),
             swarm,
             router,
@@ -61,6 +67,14 @@ impl World {
                 may_ask_again: false,
             },
         }
+    }
+
+    /// What a metric without labels says now.
+    fn told(&self, name: &str) -> u64 {
+        let families = self.metrics.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        let metric = &family.expect(name).get_metric()[0];
+        (metric.get_counter().get_value() + metric.get_gauge().get_value()) as u64
     }
 
     async fn fetch(&self, range: Option<ByteRange>) -> Result<Fetched, FetchError> {
@@ -222,6 +236,8 @@ async fn a_silent_peer_costs_two_seconds_once_and_then_little() {
         began.elapsed()
     );
 
+    assert_eq!(world.told("peili_peers_resting"), 1);
+
     // Nobody else is there, so it gets a chance, and a short one.
     let began = Instant::now();
     let failed = world.fetch(None).await.err().unwrap();
@@ -331,6 +347,36 @@ async fn whoever_answers_first_wins_the_hedge() {
     assert!(read(fetched).await.unwrap() == world.blob);
     let asked: usize = slow.iter().map(|peer| peer.asked().len()).sum();
     assert_eq!(asked, 2, "the second was asked beside the first");
+    let told = [
+        "peili_attempts_hedged_total",
+        "peili_attempts_hedged_won_total",
+    ];
+    assert_eq!(told.map(|name| world.told(name)), [1, 0]);
+}
+
+#[tokio::test]
+async fn a_hedge_that_wins_is_counted() {
+    // Whom of two strangers is asked first is chance.
+    for _ in 0..40 {
+        let world = World::new();
+        let silent = FakePeer::serving(world.blob.clone()).silent().spawn().await;
+        let good = FakePeer::serving(world.blob.clone()).spawn().await;
+        world.holds(&silent).await;
+        world.holds(&good).await;
+
+        let fetched = world.fetch(None).await.unwrap();
+
+        assert!(read(fetched).await.unwrap() == world.blob);
+        let told = [
+            "peili_attempts_hedged_total",
+            "peili_attempts_hedged_won_total",
+        ];
+        match told.map(|name| world.told(name)) {
+            [0, 0] => assert!(silent.asked().is_empty()),
+            told => return assert_eq!(told, [1, 1]),
+        }
+    }
+    panic!("the silent one was never asked first");
 }
 
 /// The peer of `first` fails in mid-body, and another goes on where it ended.

@@ -1,9 +1,11 @@
 //! The registry port as containerd and peers see it: whole nodes in one process, with fakes behind the seams.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peili::basic_auth::{self, Secret};
 use peili::inflight::{Inflight, Uplink};
 use peili::mirror::{self, Mirror};
 use peili::node_token::{self, NodeToken};
@@ -49,6 +51,22 @@ impl Node {
         token: Option<NodeToken>,
         uploads: usize,
     ) -> Self {
+        Self::asking_for(swarm, mirrored, token, uploads, None).await
+    }
+
+    /// One that asks everybody for the pair in this directory, and sends it.
+    async fn with_secret(swarm: &FakeSwarm, directory: &Path, token: Option<NodeToken>) -> Self {
+        let secret = Secret::load(directory).unwrap().expect("a pair");
+        Self::asking_for(swarm, None, token, 2, Some(Arc::new(secret))).await
+    }
+
+    async fn asking_for(
+        swarm: &FakeSwarm,
+        mirrored: Option<&[&str]>,
+        token: Option<NodeToken>,
+        uploads: usize,
+        secret: Option<Arc<Secret>>,
+    ) -> Self {
         let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await;
         let server = server.unwrap();
         let address = server.local_addr().unwrap();
@@ -63,12 +81,14 @@ impl Node {
                     zone: None,
                 },
                 mirror::Metrics::new(&metrics),
-            ),
+            )
+            .with_basic_auth(secret.clone()),
             readiness: readiness.clone(),
             metrics: registry::access::Metrics::new(&metrics),
             mirrored: mirrored
                 .map(|hosts| Arc::new(hosts.iter().map(|host| (*host).to_string()).collect())),
             token: token.map(Arc::new),
+            basic_auth: secret,
             uploads: Uploads::new(uploads),
             inflight: Inflight::off(),
             uplink: Uplink::default(),
@@ -401,6 +421,186 @@ async fn only_who_sends_the_nodes_token_is_fetched_for() {
             );
         }
         assert_eq!(node.get("/readyz").await.status, 200);
+    }
+}
+
+fn secret(password: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("username"), "peili").unwrap();
+    std::fs::write(directory.path().join("password"), password).unwrap();
+    directory
+}
+
+fn header_of(directory: &tempfile::TempDir) -> String {
+    let pair = basic_auth::load(directory.path()).unwrap();
+    pair.expect("a pair").header()
+}
+
+#[tokio::test]
+async fn who_lacks_the_pair_gets_401_for_everything_but_the_probes() {
+    let (swarm, directory) = (FakeSwarm::new(), secret("one"));
+    let node = Node::with_secret(&swarm, directory.path(), None).await;
+    let digest = node.hold(noise(1000, 1)).await;
+    let (right, wrong) = (header_of(&directory), header_of(&secret("two")));
+    let blob = format!("/v2/app/blobs/{digest}?ns=registry.test");
+    let again = format!("/again/2{blob}");
+    let paths = [
+        ("/v2", 200),
+        ("/v2/", 200),
+        (blob.as_str(), 200),
+        (again.as_str(), 200),
+        ("/v2/app/manifests/v1?ns=registry.test", 404),
+        ("/v2/App/manifests/v1", 400),
+        ("/elsewhere", 404),
+    ];
+    for (path, status) in paths {
+        for (method, refused) in [("GET", 401), ("HEAD", 401), ("PUT", 401)] {
+            for headers in [
+                &[][..],
+                &[("authorization", wrong.as_str())],
+                &[("x-spegel-mirrored", "true")],
+                &[("x-spegel-mirrored", "true"), ("range", "bytes=5-")],
+            ] {
+                let case = format!("{method} {path} {headers:?}");
+                let answer = node.ask(method, path, headers).await;
+                assert_eq!(answer.status, refused, "{case}");
+                let challenge = answer.header("www-authenticate");
+                let asked = "Basic realm=\"peili\", charset=\"UTF-8\"";
+                assert_eq!(challenge, Some(asked), "{case}");
+                match method {
+                    "HEAD" => assert!(answer.body.is_empty(), "{case}"),
+                    _ => assert_eq!(answer.code(), "UNAUTHORIZED", "{case}"),
+                }
+            }
+        }
+        for peer in [None, Some(("x-spegel-mirrored", "true"))] {
+            let mut headers = vec![("Authorization", right.as_str())];
+            headers.extend(peer);
+            let answer = node.ask("GET", path, &headers).await;
+            assert_eq!(answer.status, status, "{path} {peer:?}");
+        }
+    }
+    // It would answer a challenge with the image's pull secret.
+    let containerd = [("user-agent", "containerd/2.1.9+unknown")];
+    for path in ["/v2/", &blob, &again] {
+        let answer = node.ask("GET", path, &containerd).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (401, "UNAUTHORIZED")
+        );
+        assert_eq!(answer.header("www-authenticate"), None, "{path}");
+    }
+    let range = [("authorization", right.as_str()), ("range", "bytes=5-9")];
+    let part = node.ask("GET", &blob, &range).await;
+    assert_eq!((part.status, part.body.len()), (206, 5));
+    for probe in ["/livez", "/readyz"] {
+        assert_eq!(node.get(probe).await.status, 200, "{probe}");
+    }
+    let count = |from| node.count("peili_unauthorized_requests_total", from);
+    assert_eq!((count("peer"), count("other")), (42, 45));
+    // They were nobody's pulls.
+    assert_eq!(node.count("peili_upload_requests_total", "miss"), 1);
+    assert_eq!(node.count("peili_mirror_requests_total", "failed"), 0);
+}
+
+#[tokio::test]
+async fn nodes_with_one_secret_serve_each_other_and_one_with_another_goes_to_the_registry() {
+    let (swarm, directory) = (FakeSwarm::new(), secret("one"));
+    let holder = Node::with_secret(&swarm, directory.path(), None).await;
+    let friend = Node::with_secret(&swarm, directory.path(), None).await;
+    let other = secret("two");
+    let stranger = Node::with_secret(&swarm, other.path(), None).await;
+    let without = Node::in_swarm(&swarm).await;
+    let blob = noise(300_000, 1);
+    let path = format!("/v2/app/blobs/{}", holder.hold(blob.clone()).await);
+    let (ours, theirs) = (header_of(&directory), header_of(&other));
+
+    let range = [("authorization", ours.as_str()), ("range", "bytes=7-")];
+    let got = friend.ask("GET", &path, &range).await;
+    assert!(got.status == 206 && got.body == blob[7..], "{}", got.head);
+
+    let refused = stranger
+        .ask("GET", &path, &[("authorization", theirs.as_str())])
+        .await;
+    assert_eq!(refused.status, 404);
+    let text = String::from_utf8(refused.body).unwrap();
+    assert!(
+        text.contains("does not accept this node's user name"),
+        "{text}"
+    );
+    assert_eq!(without.get(&path).await.status, 404);
+    for node in [&stranger, &without] {
+        assert_eq!(node.count("peili_peer_attempts_total", "unauthorized"), 1);
+    }
+    assert_eq!(holder.count("peili_unauthorized_requests_total", "peer"), 2);
+
+    // Who asks for nothing is asked by everybody: a Secret can be rolled out node by node.
+    let free = without.hold(noise(1000, 2)).await;
+    let path = format!("/v2/app/blobs/{free}");
+    let headers = [("authorization", ours.as_str())];
+    assert_eq!(friend.ask("GET", &path, &headers).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_rotated_secret_is_followed_without_a_restart() {
+    let (swarm, first, second) = (FakeSwarm::new(), secret("one"), secret("one"));
+    let holder = Node::with_secret(&swarm, first.path(), None).await;
+    let asker = Node::with_secret(&swarm, second.path(), None).await;
+    let before = header_of(&first);
+    for (round, passwords) in [["two", "one"], ["two", "two"]].into_iter().enumerate() {
+        for (directory, password) in [&first, &second].into_iter().zip(passwords) {
+            std::fs::write(directory.path().join("password"), password).unwrap();
+        }
+        // The files are looked at once a second.
+        let changed = [("authorization", header_of(&second))];
+        let changed: Vec<_> = changed.iter().map(|(n, v)| (*n, v.as_str())).collect();
+        for node in [&holder, &asker] {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while node.ask("GET", "/v2/", &changed).await.status != 200 {
+                assert!(std::time::Instant::now() < deadline, "not read again");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        let digest = holder.hold(noise(1000, round as u64)).await;
+        let path = format!("/v2/app/blobs/{digest}");
+        // containerd goes on to send what hosts.toml has.
+        let answer = asker.ask("GET", &path, &[("authorization", &before)]).await;
+        assert_eq!(answer.status, 200, "{passwords:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_pair_and_the_nodes_token_are_asked_for_each_for_itself() {
+    let (swarm, directory) = (FakeSwarm::new(), secret("one"));
+    let data = tempfile::tempdir().unwrap();
+    let token = node_token::load_or_create(data.path()).unwrap();
+    let pair = header_of(&directory);
+    let holder = Node::with_secret(&swarm, directory.path(), None).await;
+    let there = holder.hold("there").await;
+    let there = format!("/v2/app/blobs/{there}");
+    for (is_required, stranger) in [(false, 200), (true, 404)] {
+        let judge = NodeToken::new(data.path(), is_required);
+        let node = Node::with_secret(&swarm, directory.path(), Some(judge)).await;
+        let here = format!("/v2/app/blobs/{}", node.hold("here").await);
+        let with_pair = ("authorization", pair.as_str());
+        let with_token = (node_token::HEADER, token.as_str());
+        let peer = ("x-spegel-mirrored", "true");
+        for (headers, held, fetched) in [
+            (&[with_pair, with_token][..], 200, 200),
+            (&[with_pair], stranger, 404),
+            (&[with_token], 401, 401),
+            (&[], 401, 401),
+            (&[with_pair, peer], 200, 404),
+            (&[peer], 401, 401),
+        ] {
+            let case = format!("{headers:?}, required: {is_required}");
+            assert_eq!(node.ask("GET", &here, headers).await.status, held, "{case}");
+            assert_eq!(
+                node.ask("GET", &there, headers).await.status,
+                fetched,
+                "{case}"
+            );
+        }
     }
 }
 
@@ -776,6 +976,8 @@ async fn requests_and_bytes_are_counted_by_source() {
         let counted = asker.count("peili_mirror_bytes_total", source);
         assert_eq!(counted, bytes, "{source}");
     }
+    assert_eq!(asker.count("peili_registry_bytes_saved_total", ""), 70_000);
+    assert_eq!(asker.count("peili_mirror_bytes_total", "in_flight"), 0);
     assert_eq!(holder.count("peili_upload_requests_total", "local"), 1);
     assert_eq!(holder.count("peili_upload_bytes_total", ""), 70_000);
 }

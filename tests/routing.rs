@@ -192,20 +192,24 @@ async fn a_node_that_lost_everybody_looks_for_them_at_once() {
 
     cluster.kill(0).await;
     let known = cluster.0[1].metrics();
-    assert!(known.contains("peili_peers 1"), "{known}");
+    assert!(known.contains("peili_peers{state=\"known\"} 1"), "{known}");
     eventually("the only peer is forgotten", async || {
         all(&cluster.0[1].kad, &content("layer")).await;
-        cluster.0[1]
-            .metrics()
-            .contains("peili_peers 0")
-            .then_some(())
+        let now = cluster.0[1].metrics();
+        let has =
+            |state, count| now.contains(&format!("peili_peers{{state=\"{state}\"}} {count}\n"));
+        (has("known", 0) && has("connected", 0) && has("gone", 1)).then_some(())
     })
     .await;
     // It does not know anybody and waits to be found.
     cluster.0[0] = Node::bound(address.ip(), address, None).await;
 
     eventually("they know each other again", async || {
-        let known = |node: &Node| node.metrics().contains("peili_peers 1");
+        let is_one = |node: &Node, state| {
+            let line = format!("peili_peers{{state=\"{state}\"}} 1\n");
+            node.metrics().contains(&line)
+        };
+        let known = |node| is_one(node, "known") && is_one(node, "connected");
         cluster.0.iter().all(known).then_some(())
     })
     .await;
@@ -286,8 +290,9 @@ async fn more_keys_than_may_be_in_flight_are_all_announced() {
     eventually("every node has announced everything", async || {
         let done = |node: &Node| {
             let all = node.metrics();
-            all.contains(&format!("peili_advertised_keys {KEYS}"))
-                && counter(&all, "peili_announcements_total{result=\"ok\"}") >= KEYS
+            all.contains(&format!(
+                "peili_advertised_keys{{kind=\"content\",registry=\"\"}} {KEYS}"
+            )) && counter(&all, "peili_announcements_total{result=\"ok\"}") >= KEYS
         };
         cluster.0.iter().all(done).then_some(())
     })

@@ -52,7 +52,7 @@ async fn answered(node: &Node, path: &str, status: u16, limit: Duration) -> Dura
 }
 
 async fn from_peers(node: &Node) -> u64 {
-    let bytes = node.metric("peili_mirror_bytes_total", &[("source", "peer")]);
+    let bytes = node.metric("peili_registry_bytes_saved_total", &[]);
     bytes.await.unwrap() as u64
 }
 

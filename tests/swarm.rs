@@ -179,7 +179,7 @@ async fn two_halves_that_were_apart_are_one_dht_within_a_minute() {
 
 /// Waits until each of `nodes` has this many peers in its routing table, whom it would ask.
 async fn know(cluster: &KadCluster, nodes: &[usize], peers: usize) {
-    let line = format!("peili_peers {peers}\n");
+    let line = format!("peili_peers{{state=\"known\"}} {peers}\n");
     for node in nodes {
         eventually(&format!("node {node} knows {peers}"), async || {
             cluster.0[*node].metrics().contains(&line).then_some(())

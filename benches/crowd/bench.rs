@@ -185,7 +185,7 @@ async fn acquainted(nodes: &[Node]) -> Result<()> {
         let mut known = 0.0;
         let all = (nodes.len() - 1) as f64;
         let met = eventually("acquaintance with all nodes", ACQUAINTED, async || {
-            known = node.metric("peili_peers", &[]).await?;
+            known = node.metric("peili_peers", &[("state", "known")]).await?;
             Ok((known >= all).then_some(()))
         });
         let met = met.await;

@@ -18,7 +18,7 @@ use crate::show::Step;
 const LAYERS: [u64; 6] = [
     4_000_000, 6_000_000, 8_000_000, 12_000_000, 14_000_000, 16_000_000,
 ];
-const MIRROR_BYTES: &str = "peili_mirror_bytes_total";
+const SAVED_BYTES: &str = "peili_registry_bytes_saved_total";
 
 pub async fn tell(peili: PathBuf) -> Result<()> {
     let step = Step::begin("Starting a registry, DNS and three nodes");
@@ -103,9 +103,9 @@ async fn until_known(nodes: &[Node], image: &Image) -> Result<Duration> {
 async fn pull(node: &Node, how: &'static str, reference: &str, image: &Image) -> Result<Row> {
     let name = node.name();
     let step = Step::begin_bytes(&format!("{name} pulls {how}"), image.pulled_bytes());
-    let before = node.metric(MIRROR_BYTES, &[("source", "peer")]).await?;
+    let before = node.metric(SAVED_BYTES, &[]).await?;
     let pulled = watch(&step, node, node.cri_pull(reference)).await?;
-    let after = node.metric(MIRROR_BYTES, &[("source", "peer")]).await?;
+    let after = node.metric(SAVED_BYTES, &[]).await?;
     let row = Row {
         node: name.to_owned(),
         ip: node.ip(),

@@ -5,6 +5,10 @@
 use clap::builder::styling::Styles;
 use clap::{Args, Parser, Subcommand};
 
+use super::help::{
+    self, ACCESS, ADDRESSES, CONTAINERD, CONTENT, FILES, PEERS, PROCESS, SHARING, TARGETS,
+};
+
 /// A stateless image mirror for Kubernetes nodes: containerd's own images, served from node to node.
 ///
 /// Every option can be given as an environment variable, too; the option counts more. Lists take several values after
@@ -14,7 +18,8 @@ use clap::{Args, Parser, Subcommand};
 pub(super) struct RawCommandLine {
     /// How much is logged (JSON on stderr): error, warn, info or debug, or a filter such as
     /// info,peili::mirror=debug. Debug writes several lines per request.
-    #[arg(long, env = "LOG_LEVEL", default_value = "info", global = true)]
+    #[arg(long, env = "LOG_LEVEL", default_value = "info",
+        value_name = "LEVEL|FILTER", global = true, help_heading = PROCESS)]
     pub(super) log_level: String,
 
     #[command(subcommand)]
@@ -24,15 +29,21 @@ pub(super) struct RawCommandLine {
 #[derive(Debug, Subcommand)]
 pub(super) enum RawCommand {
     /// Runs the mirror on this node, until SIGTERM.
+    #[command(after_long_help = help::REGISTRY)]
     Registry(Box<RawRegistry>),
-    /// Makes this node's containerd ask the mirror first, by a hosts.toml for each registry. Needs no restart of
-    /// containerd, which must have its registries' config_path set. What was there before is kept in _backup. What
+    /// Makes this node's containerd ask the mirror first, by a hosts.toml for each registry.
+    ///
+    /// Needs no restart of containerd, which must have its registries' config_path set. What was there before is kept in _backup. What
     /// somebody adds or edits later is his, and is left alone; to undo that, remove its directory and run this again.
+    #[command(after_long_help = help::CONFIGURATION)]
     Configuration(RawConfiguration),
-    /// Puts back what containerd was configured to before `configuration`, byte for byte, beside what somebody has
-    /// added or edited since.
+    /// Puts back what containerd was configured to before `configuration`, byte for byte.
+    ///
+    /// What somebody has added or edited since stays beside it.
+    #[command(after_long_help = help::CLEANUP)]
     Cleanup(RawCleanup),
     /// Says which release this is.
+    #[command(after_long_help = help::VERSION)]
     Version(RawVersion),
 }
 
@@ -44,7 +55,8 @@ pub(super) struct RawRegistry {
         env = "BOOTSTRAP_KIND",
         default_value = "",
         hide_default_value = true,
-        value_name = "dns|static"
+        value_name = "dns|static",
+        help_heading = PEERS
     )]
     pub(super) bootstrap_kind: String,
 
@@ -54,13 +66,17 @@ pub(super) struct RawRegistry {
         env = "DNS_BOOTSTRAP_DOMAIN",
         default_value = "",
         hide_default_value = true,
-        value_name = "NAME"
+        value_name = "NAME",
+        help_heading = PEERS
     )]
     pub(super) dns_bootstrap_domain: String,
 
     /// Peers to begin with, as multiaddrs such as /ip4/192.0.2.7/tcp/5001. Two that are up suffice: the rest is learnt
     /// from them. Required with --bootstrap-kind=static.
-    #[arg(long, env = "STATIC_BOOTSTRAP_PEERS", value_delimiter = ',', num_args = 0.., value_name = "MULTIADDR")]
+    #[arg(
+        long, env = "STATIC_BOOTSTRAP_PEERS", value_delimiter = ',', num_args = 0.., value_name = "MULTIADDR",
+        help_heading = PEERS
+    )]
     pub(super) static_bootstrap_peers: Vec<String>,
 
     /// Where /metrics is served. `:9090` is port 9090 of every address, IPv6 and IPv4.
@@ -68,7 +84,8 @@ pub(super) struct RawRegistry {
         long,
         env = "METRICS_ADDR",
         default_value = ":9090",
-        value_name = "[IP]:PORT"
+        value_name = "[IP]:PORT",
+        help_heading = ADDRESSES
     )]
     pub(super) metrics_addr: String,
 
@@ -78,7 +95,8 @@ pub(super) struct RawRegistry {
         long,
         env = "STORE",
         default_value = "containerd",
-        value_name = "containerd|oci-layout"
+        value_name = "containerd|oci-layout",
+        help_heading = CONTENT
     )]
     pub(super) store: String,
 
@@ -89,7 +107,8 @@ pub(super) struct RawRegistry {
         env = "OCI_LAYOUT_PATH",
         default_value = "",
         hide_default_value = true,
-        value_name = "DIR"
+        value_name = "DIR",
+        help_heading = CONTENT
     )]
     pub(super) oci_layout_path: String,
 
@@ -99,7 +118,8 @@ pub(super) struct RawRegistry {
         long,
         env = "CONTAINERD_SOCK",
         default_value = "/run/containerd/containerd.sock",
-        value_name = "PATH"
+        value_name = "PATH",
+        help_heading = CONTENT
     )]
     pub(super) containerd_sock: String,
 
@@ -108,7 +128,8 @@ pub(super) struct RawRegistry {
         long,
         env = "CONTAINERD_NAMESPACE",
         default_value = "k8s.io",
-        value_name = "NAME"
+        value_name = "NAME",
+        help_heading = CONTENT
     )]
     pub(super) containerd_namespace: String,
 
@@ -119,7 +140,8 @@ pub(super) struct RawRegistry {
         env = "CONTAINERD_CONTENT_PATH",
         default_value = "",
         hide_default_value = true,
-        value_name = "PATH"
+        value_name = "PATH",
+        help_heading = CONTENT
     )]
     pub(super) containerd_content_path: String,
 
@@ -130,7 +152,8 @@ pub(super) struct RawRegistry {
         env = "DATA_DIR",
         default_value = "",
         hide_default_value = true,
-        value_name = "PATH"
+        value_name = "PATH",
+        help_heading = ACCESS
     )]
     pub(super) data_dir: String,
 
@@ -138,16 +161,31 @@ pub(super) struct RawRegistry {
     /// this, whoever lacks the token still gets what the node holds, and nothing is fetched for him.
     #[arg(
         long, env = "REQUIRE_NODE_TOKEN", default_value = "false", default_missing_value = "true",
-        num_args = 0..=1, require_equals = true, value_name = "true|false"
+        num_args = 0..=1, require_equals = true, value_name = "true|false",
+        help_heading = ACCESS
     )]
     pub(super) require_node_token: String,
+
+    /// Where the user name and the password are that everybody must send who asks for anything, in two files called
+    /// username and password, as a Secret mounts them. They are sent to peers, too, so all nodes must have the same, and
+    /// containerd has them from `configuration`. Neither file there: nothing is asked for. A changed Secret is read again
+    /// without a restart, and the pair before it is good until one. Probes and metrics stay open.
+    #[arg(
+        long,
+        env = "BASIC_AUTH_DIR",
+        default_value = "/etc/secrets/basic-auth",
+        value_name = "PATH",
+        help_heading = ACCESS
+    )]
+    pub(super) basic_auth_dir: String,
 
     /// Where other peers reach this node to find content. Every node must be able to reach every other here.
     #[arg(
         long,
         env = "ROUTER_ADDR",
         default_value = ":5001",
-        value_name = "[IP]:PORT"
+        value_name = "[IP]:PORT",
+        help_heading = ADDRESSES
     )]
     pub(super) router_addr: String,
 
@@ -156,13 +194,17 @@ pub(super) struct RawRegistry {
         long,
         env = "REGISTRY_ADDR",
         default_value = ":5000",
-        value_name = "[IP]:PORT"
+        value_name = "[IP]:PORT",
+        help_heading = ADDRESSES
     )]
     pub(super) registry_addr: String,
 
     /// Registries that are mirrored, such as https://docker.io; others are answered with 404. Default: every
     /// registry.
-    #[arg(long, env = "MIRRORED_REGISTRIES", value_delimiter = ',', num_args = 0.., value_name = "URL")]
+    #[arg(
+        long, env = "MIRRORED_REGISTRIES", value_delimiter = ',', num_args = 0.., value_name = "URL",
+        help_heading = CONTENT
+    )]
     pub(super) mirrored_registries: Vec<String>,
 
     /// How long one peer may take to answer a lookup. Longer finds more in a slow network; a pull of what nobody has
@@ -171,7 +213,8 @@ pub(super) struct RawRegistry {
         long,
         env = "MIRROR_RESOLVE_TIMEOUT",
         default_value = "20ms",
-        value_name = "DURATION"
+        value_name = "DURATION",
+        help_heading = SHARING
     )]
     pub(super) mirror_resolve_timeout: String,
 
@@ -181,13 +224,14 @@ pub(super) struct RawRegistry {
         long,
         env = "MIRROR_RESOLVE_RETRIES",
         default_value = "3",
-        value_name = "NUMBER"
+        value_name = "NUMBER",
+        help_heading = SHARING
     )]
     pub(super) mirror_resolve_retries: String,
 
     /// Layers that are sent to other nodes at the same time, in fair parts. Who comes beyond that is sent to other
     /// holders, or goes upstream; this node's own containerd never is. Each takes up to about 1 MiB of memory.
-    #[arg(long, env = "MAX_UPLOADS", default_value = "64", value_name = "NUMBER")]
+    #[arg(long, env = "MAX_UPLOADS", default_value = "64", value_name = "NUMBER", help_heading = SHARING)]
     pub(super) max_uploads: String,
 
     /// Whether nodes that pull the same image at once share what one of them is getting from the registry, so that it is
@@ -197,7 +241,8 @@ pub(super) struct RawRegistry {
         long,
         env = "IN_FLIGHT_SHARING",
         default_value = "auto",
-        value_name = "auto|always|off"
+        value_name = "auto|always|off",
+        help_heading = SHARING
     )]
     pub(super) in_flight_sharing: String,
 
@@ -208,13 +253,17 @@ pub(super) struct RawRegistry {
         env = "ZONE",
         default_value = "",
         hide_default_value = true,
-        value_name = "NAME"
+        value_name = "NAME",
+        help_heading = SHARING
     )]
     pub(super) zone: String,
 
     /// Addresses under which peers reach this node. Default: those of the variable POD_IPS, else that of the
     /// default route. Loopback is announced only when it is named here.
-    #[arg(long, env = "ADVERTISE_ADDR", value_delimiter = ',', num_args = 0.., value_name = "IP")]
+    #[arg(
+        long, env = "ADVERTISE_ADDR", value_delimiter = ',', num_args = 0.., value_name = "IP",
+        help_heading = ADDRESSES
+    )]
     pub(super) advertise_addr: Vec<String>,
 
     /// What the kubelet allows between SIGTERM and SIGKILL: the pod's terminationGracePeriodSeconds. Transfers under
@@ -223,7 +272,8 @@ pub(super) struct RawRegistry {
         long,
         env = "SHUTDOWN_GRACE_PERIOD",
         default_value = "30s",
-        value_name = "DURATION"
+        value_name = "DURATION",
+        help_heading = PROCESS
     )]
     pub(super) shutdown_grace_period: String,
 }
@@ -238,20 +288,27 @@ pub(super) struct RawConfiguration {
 
     /// Registries whose images are mirrored, such as https://docker.io or http://registry.example:5000. Default, like
     /// *: every registry.
-    #[arg(long, env = "MIRRORED_REGISTRIES", value_delimiter = ',', num_args = 0.., value_name = "URL")]
+    #[arg(
+        long, env = "MIRRORED_REGISTRIES", value_delimiter = ',', num_args = 0.., value_name = "URL",
+        help_heading = TARGETS
+    )]
     pub(super) mirrored_registries: Vec<String>,
 
     /// URLs at which containerd asks the mirror, such as http://192.0.2.7:30020, in this order. Required. An address
     /// that drops packets instead of refusing costs every request 30 s on containerd 1.6 and 1.7. One with a path is a
     /// mirror that is not Peili, and the path is whole: https://harbor.example/v2/proxy. It gets no token.
-    #[arg(long, env = "MIRROR_TARGETS", value_delimiter = ',', num_args = 0.., value_name = "URL")]
+    #[arg(
+        long, env = "MIRROR_TARGETS", value_delimiter = ',', num_args = 0.., value_name = "URL",
+        help_heading = TARGETS
+    )]
     pub(super) mirror_targets: Vec<String>,
 
     /// Whether tags, too, are looked up in the cluster. A tag that has moved then stays what it was as long as any
     /// node has the old image; with false the registry is asked for every tag, and must be up.
     #[arg(
         long, env = "RESOLVE_TAGS", default_value = "true", default_missing_value = "true", num_args = 0..=1,
-        require_equals = true, value_name = "true|false"
+        require_equals = true, value_name = "true|false",
+        help_heading = TARGETS
     )]
     pub(super) resolve_tags: String,
 
@@ -260,7 +317,8 @@ pub(super) struct RawConfiguration {
     /// or through a proxy named there can then be pulled from other nodes alone.
     #[arg(
         long, env = "PREPEND_EXISTING", default_value = "false", default_missing_value = "true", num_args = 0..=1,
-        require_equals = true, value_name = "true|false"
+        require_equals = true, value_name = "true|false",
+        help_heading = FILES
     )]
     pub(super) prepend_existing: String,
 
@@ -272,7 +330,8 @@ pub(super) struct RawConfiguration {
         env = "DATA_DIR",
         default_value = "",
         hide_default_value = true,
-        value_name = "PATH"
+        value_name = "PATH",
+        help_heading = ACCESS
     )]
     pub(super) data_dir: String,
 
@@ -283,7 +342,8 @@ pub(super) struct RawConfiguration {
         long,
         env = "BASIC_AUTH_DIR",
         default_value = "/etc/secrets/basic-auth",
-        value_name = "PATH"
+        value_name = "PATH",
+        help_heading = ACCESS
     )]
     pub(super) basic_auth_dir: String,
 
@@ -296,7 +356,8 @@ pub(super) struct RawConfiguration {
         long,
         env = "CONTAINERD_VERSION",
         default_value = "auto",
-        value_name = "VERSION|auto"
+        value_name = "VERSION|auto",
+        help_heading = CONTAINERD
     )]
     pub(super) containerd_version: String,
 
@@ -306,7 +367,8 @@ pub(super) struct RawConfiguration {
         long,
         env = "CONTAINERD_SOCK",
         default_value = "/run/containerd/containerd.sock",
-        value_name = "PATH"
+        value_name = "PATH",
+        help_heading = CONTAINERD
     )]
     pub(super) containerd_sock: String,
 }
@@ -325,7 +387,8 @@ pub(super) struct RawCleanup {
         env = "ADDR",
         default_value = "",
         hide_default_value = true,
-        value_name = "[IP]:PORT"
+        value_name = "[IP]:PORT",
+        help_heading = PROCESS
     )]
     pub(super) addr: String,
 }
@@ -337,7 +400,8 @@ pub(super) struct RawDirectory {
         long,
         env = "CONTAINERD_REGISTRY_CONFIG_PATH",
         default_value = "/etc/containerd/certs.d",
-        value_name = "PATH"
+        value_name = "PATH",
+        help_heading = FILES
     )]
     pub(super) containerd_registry_config_path: String,
 }
@@ -350,7 +414,8 @@ pub(super) struct RawRelease {
         long,
         env = "RELEASE_NAME",
         default_value = "peili",
-        value_name = "NAME"
+        value_name = "NAME",
+        help_heading = FILES
     )]
     pub(super) release_name: String,
 }
@@ -358,6 +423,6 @@ pub(super) struct RawRelease {
 #[derive(Debug, Args)]
 pub(super) struct RawVersion {
     /// text or json.
-    #[arg(long, default_value = "text", value_name = "text|json")]
+    #[arg(long, default_value = "text", value_name = "text|json", help_heading = PROCESS)]
     pub(super) format: String,
 }

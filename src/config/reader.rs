@@ -96,6 +96,16 @@ impl Reader {
         });
     }
 
+    /// A word of the command line that means nothing.
+    pub(super) fn word(&mut self, word: &str, reason: &str, cure: &str) {
+        self.mistakes.push(Mistake {
+            name: word.to_string(),
+            value: String::new(),
+            reason: reason.to_string(),
+            cure: cure.to_string(),
+        });
+    }
+
     pub(super) fn read<T>(
         &mut self,
         flag: &str,
@@ -105,7 +115,9 @@ impl Reader {
         match read(text.trim()) {
             Ok(value) => Some(value),
             Err((reason, cure)) => {
-                self.mistake(flag, text, reason, &cure);
+                let is_empty = text.trim().is_empty();
+                let reason = if is_empty { "is empty" } else { &reason };
+                self.mistake(flag, text.trim(), reason, &cure);
                 None
             }
         }
@@ -126,8 +138,9 @@ impl Reader {
 
     pub(super) fn boolean(&mut self, flag: &str, text: &str) -> Option<bool> {
         self.read(flag, text, |text| match text {
-            "true" => Ok(true),
-            "false" => Ok(false),
+            // What Go's flags take.
+            "true" | "True" | "TRUE" | "t" | "T" | "1" => Ok(true),
+            "false" | "False" | "FALSE" | "f" | "F" | "0" => Ok(false),
             _ => refuse("is neither true nor false", "write true or false"),
         })
     }

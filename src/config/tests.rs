@@ -44,6 +44,7 @@ fn the_daemons_defaults_are_spegels() {
             }),
             data_dir: None,
             require_node_token: false,
+            basic_auth_dir: "/etc/secrets/basic-auth".into(),
             router_addr: ListenAddr::every(5001),
             registry_addr: ListenAddr::every(5000),
             mirror_resolve_timeout: Duration::from_millis(20),
@@ -404,7 +405,7 @@ fn child_of_the_tests_of_the_environment() {
     }
 }
 
-fn with_env(variables: &[(&str, &str)], words: &str) -> String {
+pub(super) fn with_env(variables: &[(&str, &str)], words: &str) -> String {
     let output = Process::new(std::env::current_exe().expect("this program"))
         .args([
             "config::tests::child_of_the_tests_of_the_environment",

@@ -20,10 +20,13 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
 
+use crate::basic_auth::{self, Secret};
 use crate::oci::distribution::{
     ByteRange, FLIGHT, Flight, GROWING, HOLDERS, MAX_HOLDERS, MIRRORED, Span,
 };
+use crate::telemetry::Seldom;
 
 /// A chosen peer that brings no byte for so long is given up. Another is asked beside it before that.
 pub const GIVE_UP: Duration = Duration::from_secs(2);
@@ -59,6 +62,9 @@ pub enum PeerError {
     /// It has it, and gives to so many already that it names others.
     #[error("is busy")]
     Busy { holders: Vec<IpAddr> },
+    /// It has another user name and password than this node, or another idea of who must send them.
+    #[error("does not accept this node's user name and password")]
+    Unauthorized,
     /// The range lies beyond its end: the answer to give if nobody knows better.
     #[error("has no such range in {total:?} bytes")]
     NotSatisfiable { total: Option<u64> },
@@ -77,8 +83,23 @@ impl PeerError {
     pub fn is_failure(&self) -> bool {
         !matches!(
             self,
-            Self::Absent | Self::Waiting | Self::Busy { .. } | Self::NotSatisfiable { .. }
+            Self::Absent
+                | Self::Waiting
+                | Self::Busy { .. }
+                | Self::Unauthorized
+                | Self::NotSatisfiable { .. }
         )
+    }
+
+    /// For the metric.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Busy { .. } => "busy",
+            Self::Absent | Self::Waiting | Self::NotSatisfiable { .. } => "absent",
+            Self::Refused => "refused",
+            Self::Unauthorized => "unauthorized",
+            _ => "failed",
+        }
     }
 }
 
@@ -105,14 +126,23 @@ impl Answer {
     }
 }
 
-/// Asks one peer, reachable at any of `addresses`. Bounded by [`GIVE_UP`].
-pub async fn attempt(addresses: &[SocketAddr], ask: &Ask) -> Result<Answer, PeerError> {
-    timeout(GIVE_UP, attempt_unbounded(addresses, ask))
+/// Asks one peer, reachable at any of `addresses`, with the cluster's user name and password where there are any. Bounded
+/// by [`GIVE_UP`].
+pub async fn attempt(
+    addresses: &[SocketAddr],
+    ask: &Ask,
+    secret: Option<&Secret>,
+) -> Result<Answer, PeerError> {
+    timeout(GIVE_UP, attempt_unbounded(addresses, ask, secret))
         .await
         .unwrap_or(Err(PeerError::Silent(GIVE_UP)))
 }
 
-async fn attempt_unbounded(addresses: &[SocketAddr], ask: &Ask) -> Result<Answer, PeerError> {
+async fn attempt_unbounded(
+    addresses: &[SocketAddr],
+    ask: &Ask,
+    secret: Option<&Secret>,
+) -> Result<Answer, PeerError> {
     let (stream, address) = connect(addresses).await?;
     let _ = stream.set_nodelay(true);
     let broken = |e: hyper::Error| PeerError::Connection(Causes(&e).to_string());
@@ -133,6 +163,9 @@ async fn attempt_unbounded(addresses: &[SocketAddr], ask: &Ask) -> Result<Answer
         .header(ACCEPT, "*/*")
         .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")))
         .header(MIRRORED, "true");
+    if let Some(secret) = secret {
+        request = request.header(basic_auth::HEADER, secret.header());
+    }
     if let Some(range) = ask.range {
         request = request.header(RANGE, range.to_string());
     }
@@ -214,6 +247,15 @@ fn described(response: &Response<Incoming>, ask: &Ask) -> Result<(Span, u64), Pe
                 .take(MAX_HOLDERS)
                 .collect(),
         }),
+        (StatusCode::UNAUTHORIZED, _) => {
+            static SAID: Seldom = Seldom::new();
+            if SAID.is_due() {
+                warn!(
+                    "a peer has refused this node's user name and password: their Secrets are not the same. What such peers hold is fetched from the registry"
+                );
+            }
+            Err(PeerError::Unauthorized)
+        }
         (StatusCode::OK, Some(_)) => Err(PeerError::Wrong("the whole body for a range".into())),
         (status, _) => Err(PeerError::Status(status)),
     }

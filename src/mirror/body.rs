@@ -21,7 +21,7 @@ use super::attempt::{Ask, PeerError};
 use super::flight::boarding::{Boarded, Boarding};
 use super::flight::part;
 use super::search::{Delivery, Search};
-use super::{FetchError, LIMIT};
+use super::{FetchError, InFlight, LIMIT};
 use crate::oci::distribution::{ByteRange, Span};
 
 /// A peer that brings less than [`FLOOR`] in so much waiting is replaced. As long as the wait for a first byte: TCP
@@ -52,6 +52,7 @@ struct Body {
     sources: Sources,
     path_and_query: String,
     source: Source,
+    in_flight: InFlight,
     /// Next byte to yield, counted from the blob's beginning.
     offset: u64,
     end: u64,
@@ -121,6 +122,7 @@ pub(super) fn unbroken(
     sources: Sources,
     path_and_query: String,
     source: Source,
+    in_flight: InFlight,
 ) -> BoxStream<'static, io::Result<Bytes>> {
     let Span { start, end } = source.delivery.answer.span;
     let body = Body {
@@ -130,6 +132,7 @@ pub(super) fn unbroken(
         end,
         total: source.delivery.answer.total,
         source,
+        in_flight,
         brought: 0,
         waited: Duration::ZERO,
         since: 0,
@@ -204,10 +207,8 @@ impl Body {
         }
         if let Some(boarding) = &self.sources.boarding {
             boarding.gives_up_to(self.offset);
-            if is_growing {
-                boarding.saved(chunk.len() as u64);
-            }
         }
+        self.in_flight.set(is_growing);
         // Told here: who has got the length that he was promised does not ask for more.
         if self.offset == self.end {
             let board = &self.sources.search.mirror.scoreboard;

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::InFlightSharing;
+use crate::basic_auth::Secret;
 use crate::content::ContentStore;
 use crate::inflight::{Inflight, Uplink};
 use crate::metrics;
@@ -54,7 +55,6 @@ pub struct Metrics {
     replaced: IntCounter,
     missed: IntCounter,
     postponed: IntCounter,
-    saved: IntCounter,
     refused: IntCounter,
 }
 
@@ -86,10 +86,6 @@ impl Metrics {
                 "peili_contents_refused_total",
                 "Contents from peers that containerd refused because their bytes were wrong.",
             ),
-            saved: counter(
-                "peili_registry_bytes_saved_total",
-                "Bytes that were taken from nodes that were still getting them, instead of from the registry.",
-            ),
         }
     }
 }
@@ -101,6 +97,8 @@ pub struct Parts {
     pub inflight: Inflight,
     pub uplink: Uplink,
     pub sharing: InFlightSharing,
+    /// What peers are sent.
+    pub basic_auth: Option<Arc<Secret>>,
 }
 
 /// Cloneable; all clones are the same node.
@@ -113,6 +111,7 @@ struct Inner {
     inflight: Inflight,
     uplink: Uplink,
     sharing: InFlightSharing,
+    basic_auth: Option<Arc<Secret>>,
     parts: Mutex<HashMap<Digest, Part>>,
     /// What this node led and got nothing of, and when.
     in_vain: Mutex<HashMap<Digest, Instant>>,
@@ -144,6 +143,7 @@ impl Flight {
             inflight: parts.inflight,
             uplink: parts.uplink,
             sharing: parts.sharing,
+            basic_auth: parts.basic_auth,
             parts: Mutex::default(),
             in_vain: Mutex::default(),
             is_leaving: AtomicBool::new(false),

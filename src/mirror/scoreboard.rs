@@ -78,6 +78,13 @@ impl Scoreboard {
         });
     }
 
+    /// How many peers are asked only when nobody else is there.
+    pub fn resting(&self, now: Instant) -> i64 {
+        let scores = self.lock();
+        let resting = scores.values().filter(|score| score.is_resting(now));
+        i64::try_from(resting.count()).unwrap_or(i64::MAX)
+    }
+
     fn update(&self, peer: &PeerId, now: Instant, change: impl FnOnce(&mut Score)) {
         let mut scores = self.lock();
         if scores.len() >= SWEEP_AT && !scores.contains_key(peer) {

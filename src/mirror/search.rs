@@ -53,6 +53,8 @@ pub(super) struct Search {
     hinted_at: HashSet<SocketAddr>,
     /// Peers that were asked and did not deliver, against the limit.
     failures: usize,
+    /// Peers that do not take this node for one of theirs.
+    unauthorized: usize,
     last: Option<PeerError>,
 }
 
@@ -61,6 +63,8 @@ struct Asking {
     peer: Peer,
     /// It had failed lately and was asked for want of another.
     is_second_chance: bool,
+    /// It was asked beside one that was silent.
+    is_hedge: bool,
     /// Its silence stands on the scoreboard already.
     is_marked: bool,
 }
@@ -78,6 +82,7 @@ impl Search {
             known_at: HashSet::new(),
             hinted_at: HashSet::new(),
             failures: 0,
+            unauthorized: 0,
             last: None,
         }
     }
@@ -116,7 +121,13 @@ impl Search {
                 // An answer that is there counts, however late it is looked at.
                 biased;
                 Some((peer, outcome)) = attempts.next(), if is_waiting => match outcome {
-                    Ok(delivery) => return Ok(delivery),
+                    Ok(delivery) => {
+                        let asked = asking.iter().find(|asked| asked.peer.id == peer.id);
+                        if asked.is_some_and(|asked| asked.is_hedge) {
+                            self.mirror.metrics.won.inc();
+                        }
+                        return Ok(delivery);
+                    }
                     Err(error) => {
                         let place = asking.iter().position(|asked| asked.peer.id == peer.id);
                         let asked = place.map(|place| asking.swap_remove(place));
@@ -133,6 +144,7 @@ impl Search {
                     let now = Instant::now();
                     let is_second_chance =
                         self.mirror.scoreboard.of(&peer.id, now).is_resting(now);
+                    let mut is_hedge = false;
                     if is_second_chance {
                         if asking.iter().all(|asked| asked.is_second_chance) {
                             give_up_at = self.deadline.min(now + SECOND_CHANCE);
@@ -140,13 +152,14 @@ impl Search {
                     } else {
                         if asking.iter().any(|asked| !asked.is_second_chance) {
                             self.mirror.metrics.hedged.inc();
+                            is_hedge = true;
                         }
                         give_up_at = self.deadline;
                         hedge_at = Some(now + HEDGE);
                     }
                     ask_next = is_second_chance;
                     attempts.push(self.mirror.clone().ask(peer.clone(), ask.clone()).boxed());
-                    asking.push(Asking { peer, is_second_chance, is_marked: false });
+                    asking.push(Asking { peer, is_second_chance, is_hedge, is_marked: false });
                 }
                 () = sleep_until_some(hedge_at), if is_waiting => {
                     hedge_at = None;
@@ -228,21 +241,17 @@ impl Search {
 
     fn note(&mut self, peer: &Peer, error: PeerError, mark: bool) {
         debug!(key = %self.key, peer = %peer.id, %error, "peer did not deliver");
-        let outcome = match &error {
-            PeerError::Busy { .. } => "busy",
-            PeerError::Absent | PeerError::Waiting | PeerError::NotSatisfiable { .. } => "absent",
-            PeerError::Refused => "refused",
-            _ => "failed",
-        };
         let attempts = &self.mirror.metrics.attempts;
-        attempts.with_label_values(&[outcome]).inc();
+        attempts.with_label_values(&[error.outcome()]).inc();
         if mark && error.is_failure() {
             self.mirror.scoreboard.failed(&peer.id, Instant::now());
         }
         match &error {
             PeerError::Refused => self.mirror.router.refused(&peer.id),
             PeerError::Busy { holders } => self.hinted(peer, holders),
+            // They answer at once, and another one may have it.
             PeerError::Absent | PeerError::Waiting | PeerError::NotSatisfiable { .. } => {}
+            PeerError::Unauthorized => self.unauthorized += 1,
             _ => self.failures += 1,
         }
         self.last = Some(error);
@@ -264,6 +273,14 @@ impl Search {
             Some(PeerError::NotSatisfiable { total }) if tried == 0 => {
                 return FetchError::NotSatisfiable { key, total };
             }
+            // The log has it once a minute, by whoever was refused.
+            _ if tried == 0 && self.unauthorized > 0 => {
+                return FetchError::Exhausted {
+                    key,
+                    tried: self.unauthorized,
+                    last: Some(PeerError::Unauthorized),
+                };
+            }
             _ if tried == 0 => return FetchError::NoPeer(key),
             _ => {}
         }
@@ -276,7 +293,8 @@ impl Mirror {
     pub(super) async fn ask(self, peer: Peer, ask: Ask) -> (Peer, Result<Delivery, PeerError>) {
         let began = Instant::now();
         let under_way = self.scoreboard.begin(&peer.id, began);
-        let outcome = attempt(&peer.registry, &ask).await.map(|answer| {
+        let outcome = attempt(&peer.registry, &ask, self.basic_auth.as_deref()).await;
+        let outcome = outcome.map(|answer| {
             let took = began.elapsed();
             // One that is still getting it is as fast as whoever brings it there.
             if ask.growing.is_none() {

@@ -18,12 +18,14 @@ use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, Registry};
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::after_again;
 use super::error::Error;
 use crate::metrics;
+use crate::mirror::InFlight;
 use crate::server::flush::Flushes;
+use crate::telemetry::Seldom;
 
 /// Where an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,9 @@ impl Source {
     }
 }
 
+/// Bytes from a peer that was itself still getting them; a body may have both kinds.
+const IN_FLIGHT: &str = "in_flight";
+
 #[derive(Clone, Debug)]
 pub struct Metrics {
     requests: IntCounterVec,
@@ -64,6 +69,8 @@ pub struct Metrics {
     uploaded: IntCounter,
     /// What left before it was whole here.
     pub(super) relayed: IntCounter,
+    saved: IntCounter,
+    unauthorized: IntCounterVec,
 }
 
 impl Metrics {
@@ -72,14 +79,15 @@ impl Metrics {
             requests: metrics::counters(
                 registry,
                 "peili_mirror_requests_total",
-                "Requests of this node's containerd by source of the answer: local, peer, miss \
+                "Requests of this node's containerd by source of the answer: local, peer (whole there or in flight), miss \
                  (nobody holds it, containerd goes upstream), failed (not or not wholly delivered).",
                 &["source"],
             ),
             bytes: metrics::counters(
                 registry,
                 "peili_mirror_bytes_total",
-                "Bytes of bodies sent to this node's containerd by source: local, peer.",
+                "Bytes of bodies sent to this node's containerd by source: local, peer (that had it whole), in_flight (a \
+                 peer that was still getting it).",
                 &["source"],
             ),
             duration: metrics::histograms(
@@ -108,6 +116,17 @@ impl Metrics {
                 "peili_relayed_bytes_total",
                 "Bytes of layers sent to peers while they were still being written.",
             ),
+            saved: metrics::counter(
+                registry,
+                "peili_registry_bytes_saved_total",
+                "Bytes sent to this node's containerd out of other nodes, whole or in flight, which no registry had to send.",
+            ),
+            unauthorized: metrics::counters(
+                registry,
+                "peili_unauthorized_requests_total",
+                "Requests refused for want of the right user name and password, by who sent them: peer, other.",
+                &["from"],
+            ),
         };
         // A counter that is not there looks like a scrape that failed.
         for source in Source::OF_MIRROR {
@@ -116,8 +135,11 @@ impl Metrics {
         for source in Source::OF_UPLOADS {
             metrics.uploads.with_label_values(&[source.as_str()]);
         }
-        for source in [Source::Local, Source::Peer] {
-            metrics.bytes.with_label_values(&[source.as_str()]);
+        for from in ["peer", "other"] {
+            metrics.unauthorized.with_label_values(&[from]);
+        }
+        for source in [Source::Local.as_str(), Source::Peer.as_str(), IN_FLIGHT] {
+            metrics.bytes.with_label_values(&[source]);
         }
         metrics
     }
@@ -176,12 +198,38 @@ impl Access {
     pub(super) fn failed(mut self, error: &Error, status: StatusCode) {
         self.status = status;
         self.error = Some(error.reason().unwrap_or_else(|| error.to_string()));
+        if matches!(error, Error::Unauthorized { .. }) {
+            self.unauthorized();
+        }
         self.counts &= error.is_miss() || error.is_busy();
         if error.is_busy() {
             self.source = Source::Busy;
         }
         if error.is_failure() {
             self.source = Source::Failed;
+        }
+    }
+
+    fn unauthorized(&self) {
+        static SAID: [Seldom; 2] = [Seldom::new(), Seldom::new()];
+        let from = if self.from_peer { "peer" } else { "other" };
+        self.metrics.unauthorized.with_label_values(&[from]).inc();
+        if !SAID[usize::from(self.from_peer)].is_due() {
+            return;
+        }
+        let remote = self.remote.map(tracing::field::display);
+        match self.from_peer {
+            true => warn!(
+                remote,
+                "a peer was refused: it has not sent this node's user name and password, so its Secret is another one or \
+                 none. It gets from the registry what only this node holds"
+            ),
+            false => warn!(
+                remote,
+                "a request was refused: it has not brought the user name and the password. If it is this node's \
+                 containerd, its hosts.toml is older than the Secret: run `peili configuration` again. Until then it goes \
+                 to the registry"
+            ),
         }
     }
 
@@ -194,6 +242,7 @@ impl Access {
     ) -> Response {
         self.source = source;
         self.status = response.status();
+        let in_flight = response.extensions().get().cloned();
         let length = response.headers().get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         response.map(|body| {
@@ -202,11 +251,7 @@ impl Access {
             }
             let chunks = body.into_data_stream().map_err(io::Error::other);
             self.length = length;
-            let moved = if self.from_peer {
-                self.metrics.uploaded.clone()
-            } else {
-                self.metrics.bytes.with_label_values(&[source.as_str()])
-            };
+            let moved = Moved::new(&self.metrics, self.from_peer, source, in_flight);
             Body::from_stream(flushes.before_the_end_of(Counted {
                 chunks,
                 moved,
@@ -275,8 +320,46 @@ impl Drop for Access {
 /// A body that knows how much of it was taken, and counts it as it goes: a layer may take minutes.
 struct Counted<S> {
     chunks: S,
-    moved: IntCounter,
+    moved: Moved,
     access: Access,
+}
+
+/// Where the bytes of a body are counted.
+struct Moved {
+    whole: IntCounter,
+    /// And while it comes from a node that is still getting it.
+    in_flight: Option<(InFlight, IntCounter)>,
+    /// Whatever the registry was spared.
+    saved: Option<IntCounter>,
+}
+
+impl Moved {
+    fn new(metrics: &Metrics, to_peer: bool, source: Source, in_flight: Option<InFlight>) -> Self {
+        if to_peer {
+            return Self {
+                whole: metrics.uploaded.clone(),
+                in_flight: None,
+                saved: None,
+            };
+        }
+        let of = |source| metrics.bytes.with_label_values(&[source]);
+        Self {
+            whole: of(source.as_str()),
+            in_flight: in_flight.map(|it| (it, of(IN_FLIGHT))),
+            saved: (source == Source::Peer).then(|| metrics.saved.clone()),
+        }
+    }
+
+    fn count(&self, bytes: u64) {
+        let counter = match &self.in_flight {
+            Some((is_in_flight, counter)) if is_in_flight.is() => counter,
+            _ => &self.whole,
+        };
+        counter.inc_by(bytes);
+        if let Some(saved) = &self.saved {
+            saved.inc_by(bytes);
+        }
+    }
 }
 
 impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
@@ -291,7 +374,7 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
                     .first_byte
                     .get_or_insert_with(|| access.began.elapsed());
                 access.bytes += chunk.len() as u64;
-                self.moved.inc_by(chunk.len() as u64);
+                self.moved.count(chunk.len() as u64);
             }
             Poll::Ready(Some(Err(e))) => {
                 self.access.source = Source::Failed;
@@ -300,5 +383,31 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
             _ => {}
         }
         polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_by_where_they_come_from_and_what_no_registry_sent_once_more() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry);
+        let in_flight = InFlight::default();
+
+        // A body that is followed, and then goes on from a node that has it whole.
+        let moved = Moved::new(&metrics, false, Source::Peer, Some(in_flight.clone()));
+        in_flight.set(true);
+        moved.count(40);
+        in_flight.set(false);
+        moved.count(500);
+        Moved::new(&metrics, false, Source::Local, None).count(6_000);
+        Moved::new(&metrics, true, Source::Local, None).count(70_000);
+
+        let of = |source| metrics.bytes.with_label_values(&[source]).get();
+        assert_eq!([of("in_flight"), of("peer"), of("local")], [40, 500, 6_000]);
+        assert_eq!(metrics.saved.get(), 540);
+        assert_eq!(metrics.uploaded.get(), 70_000);
     }
 }

@@ -52,8 +52,10 @@ pub(super) async fn answer(
     }
     let fetched = registry.mirror.blob(wanted, range).await.map_err(missed)?;
     let part = range.map(|_| fetched.span);
+    let mut response = with_body(head(digest, fetched.total, part), fetched.body);
+    response.extensions_mut().insert(fetched.in_flight);
     Ok(Answered {
-        response: with_body(head(digest, fetched.total, part), fetched.body),
+        response,
         source: Source::Peer,
     })
 }

@@ -49,9 +49,12 @@ pub(super) async fn answer(
         bytes,
         digest,
         content_type,
+        in_flight,
     } = fetched.map_err(|e| Error::NoManifest(Miss::Fetch(e)))?;
+    let mut response = response(asked, &digest, bytes, content_type);
+    response.extensions_mut().insert(in_flight);
     Ok(Answered {
-        response: response(asked, &digest, bytes, content_type),
+        response,
         source: Source::Peer,
     })
 }

@@ -26,6 +26,7 @@ mod leave;
 mod lookups;
 mod meetings;
 pub mod messages;
+mod metrics;
 mod records;
 mod store;
 mod transport;
@@ -43,7 +44,6 @@ use futures::stream::BoxStream;
 use libp2p::Swarm;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::SwarmEvent;
-use prometheus::{HistogramVec, IntCounterVec, IntGauge, Registry};
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -51,12 +51,12 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 pub use acquaintances::MAX_ZONE;
 pub use event_loop::EventLoop;
 pub use meetings::{distance, place};
+pub use metrics::Metrics;
 pub use transport::Carrier;
 
 use super::bootstrap::{Bootstrap, BootstrapError, Bootstrapper};
 use super::messenger::{Call, MAX_MESSAGE, Meeting, Messenger, Unreachable};
 use super::{Peer, PeerId, Router, RouterClosed};
-use crate::metrics;
 use crate::oci::Key;
 use crate::readiness::Guard;
 use addresses::{Policy, multiaddr};
@@ -103,61 +103,6 @@ pub enum Error {
     Bootstrap(#[from] BootstrapError),
     #[error("cannot set up encryption: {0}")]
     Noise(#[from] libp2p::noise::Error),
-}
-
-/// The numbers of routing.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    /// Peers in the routing table.
-    peers: IntGauge,
-    /// Keys that this node tells the cluster that it holds.
-    advertised: IntGauge,
-    /// How long lookups took: a hit to the first provider, a miss to its end.
-    lookups: HistogramVec,
-    /// Announcements of one key each, by result.
-    announcements: IntCounterVec,
-}
-
-impl Metrics {
-    pub fn new(registry: &Registry) -> Self {
-        // 0.25 ms, half of a first answer on a quiet network, to beyond the cap of 250 ms.
-        let buckets: Vec<f64> = (0..11).map(|n| 0.000_25 * f64::from(1 << n)).collect();
-        Self {
-            peers: metrics::gauge(registry, "peili_peers", "Peers in the routing table."),
-            advertised: metrics::gauge(
-                registry,
-                "peili_advertised_keys",
-                "Keys that this node tells the cluster that it holds.",
-            ),
-            lookups: metrics::histograms(
-                registry,
-                "peili_lookup_duration_seconds",
-                "How long lookups took: a hit to the first provider, a miss to its end.",
-                &["outcome"],
-                &buckets,
-            ),
-            announcements: metrics::counters(
-                registry,
-                "peili_announcements_total",
-                "Announcements of one key each, by result.",
-                &["result"],
-            ),
-        }
-    }
-
-    fn lookup(&self, outcome: lookups::Outcome) {
-        let (label, duration) = match outcome {
-            lookups::Outcome::Hit(duration) => ("hit", duration),
-            lookups::Outcome::Miss(duration) => ("miss", duration),
-        };
-        let histogram = self.lookups.with_label_values(&[label]);
-        histogram.observe(duration.as_secs_f64());
-    }
-
-    fn announced(&self, ok: bool) {
-        let result = if ok { "ok" } else { "failed" };
-        self.announcements.with_label_values(&[result]).inc();
-    }
 }
 
 /// The handle; all clones speak to one event loop.

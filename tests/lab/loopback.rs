@@ -144,6 +144,20 @@ impl LoopbackNode {
         http::get_here(self.address(self.ports.registry), path).await
     }
 
+    pub fn registry(&self) -> SocketAddr {
+        self.address(self.ports.registry)
+    }
+
+    pub fn metrics(&self) -> SocketAddr {
+        self.address(self.ports.metrics)
+    }
+
+    /// All of its metrics now, as Prometheus gets them.
+    pub async fn metrics_page(&self) -> Result<String> {
+        let answer = http::get_here(self.metrics(), "/metrics").await?;
+        Ok(answer.expect(200)?.text())
+    }
+
     /// One of its metrics now, summed over the series with these labels.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         let answer = http::get_here(self.address(self.ports.metrics), "/metrics").await?;

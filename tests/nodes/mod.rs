@@ -101,7 +101,7 @@ impl Node {
 
     /// Waits until so many others are in its routing table.
     pub async fn knows(&self, peers: usize) {
-        let line = format!("peili_peers {peers}\n");
+        let line = format!("peili_peers{{state=\"known\"}} {peers}\n");
         eventually("the node knows the others", async || {
             self.metrics().contains(&line).then_some(())
         })

@@ -13,6 +13,7 @@ use hyper::Method;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use crate::basic_auth::Secret;
 use crate::mirror::attempt::{Ask, PeerError, attempt};
 use crate::oci::Digest;
 use crate::routing::{Peer, PeerId};
@@ -63,7 +64,7 @@ impl Distrust {
     }
 
     /// Asks each of them whether its own copy was accepted.
-    pub async fn judge(&self, digest: &Digest, givers: Vec<Giver>) {
+    pub async fn judge(&self, digest: &Digest, givers: Vec<Giver>, secret: Option<&Secret>) {
         for Giver {
             peer,
             path_and_query,
@@ -75,10 +76,10 @@ impl Distrust {
                 range: None,
                 growing: None,
             };
-            let mut holds = attempt(&peer.registry, &ask).await;
+            let mut holds = attempt(&peer.registry, &ask, secret).await;
             if matches!(holds, Err(PeerError::Absent)) {
                 sleep(ITS_OWN).await;
-                holds = attempt(&peer.registry, &ask).await;
+                holds = attempt(&peer.registry, &ask, secret).await;
             }
             match holds {
                 Ok(_) => {

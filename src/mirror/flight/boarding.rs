@@ -237,11 +237,6 @@ impl Boarding {
         self.aboard.given.fetch_max(offset, Ordering::Relaxed);
     }
 
-    /// Bytes that came from a node that was still getting them.
-    pub fn saved(&self, bytes: u64) {
-        self.flight.0.metrics.saved.inc_by(bytes);
-    }
-
     async fn advice(&mut self, ask: &Ask, is_slow: bool) -> Advice {
         let wish = Wish {
             digest: self.digest.clone(),
@@ -296,6 +291,8 @@ impl Boarding {
             Err(PeerError::Waiting) => None,
             Err(error) => {
                 debug!(digest = %self.digest, peer = %peer.id, %error, "parent gives nothing");
+                let attempts = &self.mirror.metrics.attempts;
+                attempts.with_label_values(&[error.outcome()]).inc();
                 self.flight.0.metrics.replaced.inc();
                 self.doubt(&peer, &error);
                 None
@@ -353,7 +350,7 @@ mod tests {
     use super::*;
     use crate::inflight::{ContentRoot, Inflight, Uplink};
     use crate::mirror::flight::{Metrics, Parts};
-    use crate::mirror::{self, InFlightSharing, Wanted};
+    use crate::mirror::{self, Fetched, InFlightSharing, Wanted};
     use crate::routing::Router as _;
     use crate::routing::rendezvous::{Course, Rendezvous, Standing};
     use crate::testing::content::FakeStore;
@@ -396,6 +393,7 @@ mod tests {
             inflight: Inflight::new(root, "k8s.io".into()),
             uplink: Uplink::default(),
             sharing: InFlightSharing::Auto,
+            basic_auth: None,
         };
         let config = mirror::Config {
             retries: 3,
@@ -432,10 +430,13 @@ mod tests {
 
         let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
 
-        let body = fetched.unwrap().body;
+        let Fetched {
+            body, in_flight, ..
+        } = fetched.unwrap();
         let role = flight.role(&digest);
         let bytes: Vec<Bytes> = body.try_collect().await.unwrap();
         assert!(bytes.concat() == layer);
+        assert!(in_flight.is());
         assert_eq!((holder.asked().len(), other.asked().len()), (1, 1));
         let parent = other.peer().id;
         assert_eq!(role, Some(Role::Follows { parent }));
@@ -454,7 +455,11 @@ mod tests {
         let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
 
         assert_eq!(flight.role(&digest), Some(Role::Takes));
-        drop(fetched);
+        let Fetched {
+            body, in_flight, ..
+        } = fetched.unwrap();
+        let _: Vec<Bytes> = body.try_collect().await.unwrap();
+        assert!(!in_flight.is());
     }
 
     fn wanted(digest: &Digest, generation: Generation) -> Wanted {

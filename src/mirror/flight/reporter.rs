@@ -251,9 +251,12 @@ fn refused(flight: &Flight, digest: &Digest, givers: Vec<Giver>) {
     warn!(%digest, givers = givers.len(), "containerd refused what peers had brought");
     flight.0.metrics.refused.inc();
     flight.0.distrust.refused(digest, &givers);
-    let (distrust, digest) = (flight.0.distrust.clone(), digest.clone());
+    let (flight, digest) = (flight.clone(), digest.clone());
     // Ends by itself within seconds.
-    tokio::spawn(async move { distrust.judge(&digest, givers).await });
+    tokio::spawn(async move {
+        let secret = flight.0.basic_auth.as_deref();
+        flight.0.distrust.judge(&digest, givers, secret).await;
+    });
 }
 
 async fn is_whole(flight: &Flight, digest: &Digest) -> bool {

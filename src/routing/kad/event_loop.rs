@@ -36,6 +36,7 @@ use super::joining::Joining;
 use super::leave::{self, FAREWELL};
 use super::lookups::Lookups;
 use super::meetings::{self, Meetings};
+use super::metrics::Advertised;
 use super::records::{MAX_IN_FLIGHT, Schedule, record_key};
 use super::{Command, Metrics};
 use crate::readiness::Guard;
@@ -95,6 +96,8 @@ pub struct EventLoop {
     waiting: usize,
 
     schedule: Schedule,
+    /// The same keys, counted.
+    advertised: Advertised,
     announcing: HashMap<QueryId, RecordKey>,
     /// Peers in the routing table.
     table: usize,
@@ -164,6 +167,7 @@ impl EventLoop {
             answers: FuturesUnordered::new(),
             waiting: 0,
             schedule: Schedule::default(),
+            advertised: Advertised::default(),
             announcing: HashMap::new(),
             table: 0,
             settled: false,
@@ -251,17 +255,21 @@ impl EventLoop {
             } => self.call(&to, message, answer, now),
             Command::Advertise(keys) => {
                 for key in keys {
-                    self.schedule.add(record_key(&key), now);
+                    if self.schedule.add(record_key(&key), now) {
+                        self.advertised.count(&key, 1);
+                    }
                 }
-                self.metrics.advertised.set(count(self.schedule.len()));
+                self.metrics.advertised(&mut self.advertised);
             }
             Command::Withdraw(keys) => {
                 for key in keys {
-                    let key = record_key(&key);
-                    self.schedule.remove(&key);
-                    self.swarm.behaviour_mut().kad.stop_providing(&key);
+                    let record = record_key(&key);
+                    if self.schedule.remove(&record) {
+                        self.advertised.count(&key, -1);
+                    }
+                    self.swarm.behaviour_mut().kad.stop_providing(&record);
                 }
-                self.metrics.advertised.set(count(self.schedule.len()));
+                self.metrics.advertised(&mut self.advertised);
             }
             Command::Refused(peer) => match peer.as_str().parse::<PeerId>() {
                 // Its registry restarts, or the node is closing. While it speaks to us it is not forgotten.
@@ -335,11 +343,17 @@ impl EventLoop {
         self.count_peers(now);
     }
 
+    fn count_gone(&mut self, now: Instant) {
+        let gone = self.swarm.behaviour_mut().kad.store_mut().gone_now(now);
+        self.metrics.peers("gone", gone);
+    }
+
     fn count_peers(&mut self, now: Instant) {
         let kad = &mut self.swarm.behaviour_mut().kad;
         let before = self.table;
         self.table = kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
-        self.metrics.peers.set(count(self.table));
+        self.metrics.peers("known", self.table);
+        self.count_gone(now);
         if self.table == 0 {
             if before > 0 {
                 info!("no peer is left");
@@ -391,6 +405,7 @@ impl EventLoop {
         if self.sweep_at <= now {
             self.sweep_at = now + SWEEP;
             self.swarm.behaviour_mut().kad.store_mut().sweep(now);
+            self.count_gone(now);
             self.meetings.sweep(now);
             self.calls.retain(|_, answer| !answer.is_closed());
         }
@@ -480,10 +495,6 @@ fn is_told(event: &SwarmEvent<BehaviourEvent>) -> bool {
         event,
         SwarmEvent::Behaviour(BehaviourEvent::Leave(leave::Event::Told))
     )
-}
-
-fn count(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -78,11 +78,13 @@ enum State {
 }
 
 impl Schedule {
-    /// A new key is due at once; one that is known stays as it is.
-    pub fn add(&mut self, key: RecordKey, now: Instant) {
-        if !self.keys.contains_key(&key) {
+    /// A new key is due at once; one that is known stays as it is. Whether it is new.
+    pub fn add(&mut self, key: RecordKey, now: Instant) -> bool {
+        let is_new = !self.keys.contains_key(&key);
+        if is_new {
             self.wait(key, now);
         }
+        is_new
     }
 
     /// Whether the key was there.
@@ -160,6 +162,7 @@ impl Schedule {
         }
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.keys.len()
     }

@@ -168,6 +168,11 @@ impl Store {
         self.gone.get(peer).is_some_and(|gone| gone.left)
     }
 
+    /// How many peers are gone.
+    pub fn gone_now(&self, now: Instant) -> usize {
+        self.gone.values().filter(|gone| gone.until > now).count()
+    }
+
     pub fn is_gone(&self, peer: &PeerId, now: Instant) -> bool {
         self.gone.get(peer).is_some_and(|gone| gone.until > now)
     }

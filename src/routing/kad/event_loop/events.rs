@@ -23,6 +23,7 @@ use super::join::Phase;
 impl EventLoop {
     pub(super) fn observe(&mut self, event: SwarmEvent<BehaviourEvent>) {
         let now = Instant::now();
+        self.metrics.swarm(&event);
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.observe_kad(event, now),
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
@@ -72,6 +73,7 @@ impl EventLoop {
                 if let ConnectedPoint::Dialer { address, .. } = &endpoint {
                     addresses.extend(self.policy.socket(address));
                 }
+                self.metrics.peers("connected", self.connected.len());
                 if let Phase::Dialing(dialing) = &mut self.phase {
                     dialing.round.reached(connection_id);
                 }
@@ -82,6 +84,7 @@ impl EventLoop {
                 ..
             } => {
                 if let Some(at) = self.connected.remove(&peer_id) {
+                    self.metrics.peers("connected", self.connected.len());
                     self.acquaintances.disconnected(peer_id, at, now);
                 }
             }

@@ -1,0 +1,66 @@
+//! The frame of `--help`: the headings that options stand below, and each command's examples.
+//!
+//! `docs/configuration.md` has the same (`make docs`). A test runs the examples through the parser.
+
+/// How nodes find each other.
+pub(super) const PEERS: &str = "Peers";
+/// What is shared, and of whom.
+pub(super) const CONTENT: &str = "Content";
+pub(super) const ADDRESSES: &str = "Addresses";
+/// Who is served.
+pub(super) const ACCESS: &str = "Access";
+/// How content goes from node to node.
+pub(super) const SHARING: &str = "Sharing";
+/// Whom containerd asks, and for what.
+pub(super) const TARGETS: &str = "Registries and mirrors";
+pub(super) const FILES: &str = "Files";
+pub(super) const CONTAINERD: &str = "containerd";
+pub(super) const PROCESS: &str = "Process";
+
+pub(super) const REGISTRY: &str = "\
+Variables without an option:
+  POD_IPS  addresses of the pod (status.podIPs), parted by commas: announced
+           where --advertise-addr is not given
+
+Examples:
+  # Find the other nodes behind the name of a headless service.
+  peili registry --data-dir /var/lib/peili --bootstrap-kind dns \\
+    --dns-bootstrap-domain peili-bootstrap.peili.svc.cluster.local.
+
+  # Or by the addresses of two of them, and mirror Docker Hub alone.
+  peili registry --data-dir /var/lib/peili --bootstrap-kind static \\
+    --static-bootstrap-peers /ip4/192.0.2.7/tcp/5001 /ip4/192.0.2.8/tcp/5001 \\
+    --mirrored-registries https://docker.io
+
+  # Share a directory of images; no containerd is needed.
+  peili registry --store oci-layout --oci-layout-path /srv/images \\
+    --bootstrap-kind static --static-bootstrap-peers /ip4/192.0.2.7/tcp/5001";
+
+pub(super) const CONFIGURATION: &str = "\
+Variables without an option:
+  NODE_IP  addresses of the node (status.hostIP), parted by commas: targets at
+           them are this node's own (see --containerd-version)
+
+Examples:
+  # Mirror every registry; only this node's containerd can use the mirror.
+  peili configuration --mirror-targets http://127.0.0.1:30020 \\
+    --data-dir /var/lib/peili
+
+  # Two registries; what certs.d has for them stays behind the mirror.
+  peili configuration --mirror-targets http://127.0.0.1:30020 \\
+    --mirrored-registries https://docker.io https://ghcr.io --prepend-existing
+
+  # Behind the mirror, a cache that is not Peili.
+  peili configuration --mirror-targets http://127.0.0.1:30020 \\
+    https://harbor.example/v2/proxy";
+
+pub(super) const CLEANUP: &str = "\
+Examples:
+  peili cleanup
+
+  # As an uninstalling hook does: stay, and say on port 8080 that it is done.
+  peili cleanup --addr :8080";
+
+pub(super) const VERSION: &str = "\
+Examples:
+  peili version --format json";
