@@ -210,7 +210,7 @@ mod tests {
             release: release(),
             registries: vec![hosts::Registry::Every],
             targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
-            resolve_tags: true,
+            tags: hosts::TagResolution::default(),
             prepend_existing: false,
             headers: Vec::new(),
             containerd: None,

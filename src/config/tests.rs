@@ -73,7 +73,7 @@ fn a_list_takes_several_values_after_one_flag() {
         config.hosts.targets.urls().collect::<Vec<_>>(),
         ["http://192.0.2.7:30020", "http://192.0.2.8:30020"]
     );
-    assert!(!config.hosts.resolve_tags);
+    assert_eq!(config.hosts.tags, hosts::TagResolution::UpstreamOnly);
     assert_eq!(
         config.hosts.directory,
         PathBuf::from("/etc/containerd/certs.d")
@@ -81,9 +81,34 @@ fn a_list_takes_several_values_after_one_flag() {
 }
 
 #[test]
-fn resolve_tags_is_true_bare_and_by_default() {
-    for words in ["", "--resolve-tags", "--resolve-tags=true"] {
-        let words = format!("configuration {words} --mirror-targets http://a");
+fn resolve_tags_is_true_bare_and_by_default_and_agrees_with_the_finer_option() {
+    use hosts::TagResolution::{ClusterFirst, UpstreamFirst, UpstreamOnly};
+    for (words, tags) in [
+        ("", ClusterFirst),
+        ("--resolve-tags", ClusterFirst),
+        ("--resolve-tags=true", ClusterFirst),
+        ("--resolve-tags=false", UpstreamOnly),
+        ("--tag-resolution cluster-first", ClusterFirst),
+        ("--tag-resolution=upstream-first", UpstreamFirst),
+        ("--tag-resolution upstream-only", UpstreamOnly),
+        (
+            "--tag-resolution cluster-first --resolve-tags",
+            ClusterFirst,
+        ),
+        (
+            "--tag-resolution upstream-first --resolve-tags=true",
+            UpstreamFirst,
+        ),
+        (
+            "--tag-resolution upstream-only --resolve-tags=false",
+            UpstreamOnly,
+        ),
+        // As a chart writes what nobody has set.
+        ("--tag-resolution= --resolve-tags=", ClusterFirst),
+    ] {
+        let words = format!(
+            "configuration --mirror-targets http://a --mirrored-registries https://docker.io {words}"
+        );
         let Command::Configuration(config) = command(&words) else {
             panic!("{words}");
         };
