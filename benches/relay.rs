@@ -140,7 +140,7 @@ async fn node(peer: SocketAddr, digest: &Digest, shutdown: &Shutdown) -> Result<
         ),
         readiness: Readiness::new(),
         metrics: registry::access::Metrics::new(&metrics),
-        mirrored: None,
+        filter: Arc::default(),
         token: None,
         uploads: Uploads::new(1),
         inflight: Inflight::off(),

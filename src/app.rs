@@ -3,7 +3,6 @@
 //! Binding can fail and changes nothing; running serves at once, and what is awaited stands behind `/readyz`. Until
 //! then an answer is a quick 404, and containerd goes upstream as it would without us.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +22,7 @@ use crate::inflight::{Inflight, Uplink};
 use crate::mirror::flight::{self, Flight};
 use crate::mirror::{self, InFlightSharing, Mirror};
 use crate::node_token::NodeToken;
+use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
 use crate::registry::uploads::Uploads;
 use crate::routing::Router;
@@ -52,8 +52,8 @@ pub struct Config {
     pub routing: kad::Config,
     pub mirror: mirror::Config,
     pub in_flight_sharing: mirror::InFlightSharing,
-    /// Hosts of the registries that are mirrored; None: every registry.
-    pub mirrored: Option<HashSet<String>>,
+    /// What is neither served nor told to others.
+    pub filter: Filter,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<NodeToken>,
     /// Bodies under way to peers at once.
@@ -73,7 +73,7 @@ pub struct App {
     flights: Flights,
     flight: Flight,
     mirror: Mirror,
-    mirrored: Option<HashSet<String>>,
+    filter: Arc<Filter>,
     token: Option<NodeToken>,
     uploads: Uploads,
     inflight: Inflight,
@@ -158,7 +158,7 @@ impl App {
             flights,
             flight,
             mirror,
-            mirrored: config.mirrored,
+            filter: Arc::new(config.filter),
             token: config.token,
             uploads: Uploads::new(config.max_uploads),
             inflight,
@@ -192,7 +192,7 @@ impl App {
                 mirror: self.mirror,
                 readiness: self.readiness.clone(),
                 metrics: self.access,
-                mirrored: self.mirrored.map(Arc::new),
+                filter: self.filter.clone(),
                 token: self.token.map(Arc::new),
                 uploads: self.uploads,
                 inflight: self.inflight.clone(),
@@ -207,6 +207,7 @@ impl App {
         shutdown.spawn(advertise::run(
             self.store,
             router,
+            self.filter,
             self.readiness.guard("content"),
             shutdown.drain.clone(),
         ));

@@ -23,6 +23,7 @@ use reader::{Reader, absolute, duration, list, listen_addr, refuse, zone};
 
 use crate::content::{containerd, layout};
 use crate::mirror::InFlightSharing;
+use crate::oci::filter::Pattern;
 use crate::routing::bootstrap::parse_address;
 use crate::{hosts, telemetry};
 
@@ -64,6 +65,8 @@ pub struct Registry {
     /// None: unknown.
     pub zone: Option<String>,
     pub mirrored_registries: Vec<hosts::Registry>,
+    /// References that are left out.
+    pub registry_filters: Vec<Pattern>,
     /// Empty: [`default_route_addrs`] are announced.
     pub advertise_addrs: Vec<IpAddr>,
     pub shutdown_grace_period: Duration,
@@ -199,6 +202,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     let router_addr = reader.listen("router-addr", &raw.router_addr);
     let registry_addr = reader.listen("registry-addr", &raw.registry_addr);
     let mirrored_registries = reader.registries(&raw.mirrored_registries);
+    let registry_filters = reader.patterns("registry-filters", &raw.registry_filters);
     let mirror_resolve_timeout = reader.read(
         "mirror-resolve-timeout",
         &raw.mirror_resolve_timeout,
@@ -274,6 +278,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         in_flight_sharing: in_flight_sharing?,
         zone: zone?,
         mirrored_registries: mirrored_registries?,
+        registry_filters: registry_filters?,
         advertise_addrs,
         shutdown_grace_period: shutdown_grace_period?,
     })
@@ -465,11 +470,6 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
     })
 }
 
-/// The node's addresses, which a pod in a network of its own learns in no other way.
-fn node_ips(reader: &mut Reader) -> Vec<IpAddr> {
-    reader.variable("NODE_IP", "take it from the pod's status.hostIP")
-}
-
 /// Two options for one thing, of which Spegel has one: they may not contradict each other.
 fn tag_resolution(
     reader: &mut Reader,
@@ -503,6 +503,11 @@ fn tag_resolution(
     };
     let checked = policy.check(registries?).map_err(|mistake| vec![mistake]);
     reader.hosts(flag, checked).map(|()| policy)
+}
+
+/// The node's addresses, which a pod in a network of its own learns in no other way.
+fn node_ips(reader: &mut Reader) -> Vec<IpAddr> {
+    reader.variable("NODE_IP", "take it from the pod's status.hostIP")
 }
 
 fn cleanup(reader: &mut Reader, raw: &RawCleanup) -> Option<Cleanup> {

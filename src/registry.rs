@@ -12,7 +12,6 @@ mod growing;
 mod manifest;
 pub mod uploads;
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +31,11 @@ use crate::inflight::{Inflight, Uplink};
 use crate::mirror::flight::Puller;
 use crate::mirror::{Mirror, Wanted};
 use crate::node_token::{self, Caller, NodeToken};
-use crate::oci::distribution::{AGAIN, GROWING, MIRRORED, OCI_NAMESPACE, Resource};
+use crate::oci::Repository;
+use crate::oci::distribution::{
+    AGAIN, GROWING, MIRRORED, ManifestReference, OCI_NAMESPACE, Resource,
+};
+use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
 use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
@@ -47,8 +50,8 @@ pub struct Registry {
     pub mirror: Mirror,
     pub readiness: Readiness,
     pub metrics: access::Metrics,
-    /// Hosts of the registries whose content is fetched from peers; None: every registry's.
-    pub mirrored: Option<Arc<HashSet<String>>>,
+    /// What nobody is answered, whoever asks.
+    pub filter: Arc<Filter>,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<Arc<NodeToken>>,
     pub uploads: Uploads,
@@ -104,6 +107,8 @@ struct Asked {
     path_and_query: String,
     /// The registry on whose behalf it is asked.
     ns: Option<String>,
+    /// The repository there. None without `ns`.
+    repository: Option<Repository>,
     range: Option<String>,
     is_head: bool,
     from_peer: bool,
@@ -169,11 +174,6 @@ impl Registry {
         if !asked.is_ours {
             return Err(Miss::Stranger);
         }
-        if let (Some(mirrored), Some(ns)) = (&self.mirrored, &asked.ns)
-            && !mirrored.contains(ns)
-        {
-            return Err(Miss::NotMirrored(ns.clone()));
-        }
         Ok(Wanted {
             key: asked.resource.key().ok_or(Miss::NoKey)?,
             path_and_query: asked.path_and_query.clone(),
@@ -181,7 +181,30 @@ impl Registry {
         })
     }
 
+    /// Whether what is asked for is shared, under the name by which it is asked for: held or not, by containerd or by a
+    /// peer. A tag of nowhere is found by nobody in any case.
+    fn shares(&self, asked: &Asked) -> Result<(), Error> {
+        use ManifestReference::{Digest, Tag, TagOfNowhere};
+        if self.filter.is_open() {
+            return Ok(());
+        }
+        let shared = match (&asked.resource, &asked.repository) {
+            (Resource::Manifest(Tag(tag)), _) => self.filter.tag(tag).map_err(Miss::LeftOut),
+            (Resource::Manifest(TagOfNowhere(_)), _) => Ok(()),
+            (Resource::Manifest(Digest(digest)) | Resource::Blob(digest), Some(repository)) => {
+                let shared = self.filter.content(repository, digest);
+                shared.map_err(Miss::LeftOut)
+            }
+            (_, None) => Err(Miss::OfNowhere),
+        };
+        shared.map_err(match &asked.resource {
+            Resource::Manifest(_) => Error::NoManifest,
+            Resource::Blob(_) => Error::NoBlob,
+        })
+    }
+
     async fn answer(&self, asked: Asked) -> Result<Answered, Error> {
+        self.shares(&asked)?;
         let mut answered = match &asked.resource {
             Resource::Blob(digest) => blob::answer(self, &asked, digest).await?,
             Resource::Manifest(reference) => manifest::answer(self, &asked, reference).await?,
@@ -227,6 +250,7 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
             Some(query) => format!("{path}?{query}"),
             None => path.to_string(),
         },
+        repository: ns.as_deref().and_then(|ns| Repository::new(ns, image).ok()),
         ns,
         // Without validators of ours no condition can hold, and then the whole is sent (RFC 9110, section 13.1.5).
         range: parts

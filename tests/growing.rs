@@ -65,7 +65,7 @@ impl Node {
             ),
             readiness: Readiness::new(),
             metrics: registry::access::Metrics::new(&metrics),
-            mirrored: None,
+            filter: Arc::default(),
             token: None,
             uploads: Uploads::new(uploads),
             inflight: inflight.clone(),

@@ -165,6 +165,14 @@ pub(super) struct RawRegistry {
     #[arg(long, env = "MIRRORED_REGISTRIES", value_delimiter = ',', num_args = 0.., value_name = "URL")]
     pub(super) mirrored_registries: Vec<String>,
 
+    /// Regular expressions for what is left out: a reference in which one of them matches anywhere is answered with 404,
+    /// and other nodes are not told of it. References are registry/repository:tag and, for manifests and blobs,
+    /// registry/repository@sha256:…, each judged by itself: ^ghcr\.io/team/ leaves out whole repositories, :latest$ tags
+    /// and not what they stand for. Content that another image has, too, is shared as that one's. No access control.
+    /// Commas part several in the variable. Default: nothing is left out.
+    #[arg(long, env = "REGISTRY_FILTERS", num_args = 0.., value_name = "REGEX")]
+    pub(super) registry_filters: Vec<String>,
+
     /// How long one peer may take to answer a lookup. Longer finds more in a slow network; a pull of what nobody has
     /// waits for it before it goes upstream.
     #[arg(

@@ -8,6 +8,7 @@ use super::options::{RawDirectory, RawRelease};
 use super::value::{self, ListenAddr};
 use super::{Refusal, USAGE};
 use crate::hosts;
+use crate::oci::filter::{Pattern, PatternError};
 use crate::routing::kad::MAX_ZONE;
 
 /// Why a value cannot be used, and what to write instead.
@@ -59,6 +60,24 @@ pub(super) fn list(raw: &[String]) -> impl Iterator<Item = &str> {
     raw.iter()
         .map(|text| text.trim())
         .filter(|text| !text.is_empty())
+}
+
+/// What stands between commas, but for those of a repetition: `a{2,3}` is one expression.
+fn parted(text: &str) -> Vec<&str> {
+    let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let (mut parts, mut start) = (Vec::new(), 0);
+    for (comma, _) in text.match_indices(',') {
+        let from = text[start..comma].rsplit_once('{').map(|(_, from)| from);
+        let to = text[comma + 1..].split_once('}').map(|(to, _)| to);
+        let is_repetition = from.is_some_and(|from| !from.is_empty() && is_number(from))
+            && to.is_some_and(is_number);
+        if !is_repetition {
+            parts.push(&text[start..comma]);
+            start = comma + 1;
+        }
+    }
+    parts.push(&text[start..]);
+    parts
 }
 
 #[derive(Debug)]
@@ -173,6 +192,20 @@ impl Reader {
     pub(super) fn registries(&mut self, raw: &[String]) -> Option<Vec<hosts::Registry>> {
         let texts: Vec<_> = list(raw).collect();
         self.hosts("mirrored-registries", hosts::Registry::list(&texts))
+    }
+
+    /// Regular expressions, one value each or parted by commas.
+    pub(super) fn patterns(&mut self, flag: &str, raw: &[String]) -> Option<Vec<Pattern>> {
+        let texts = raw.iter().flat_map(|text| parted(text));
+        let texts = texts.map(str::trim).filter(|text| !text.is_empty());
+        let cure = "write it as ^ghcr\\.io/team/ or :latest$, and a comma in it as \\x2c";
+        let read = |text: &str| {
+            text.parse()
+                .or_else(|e: PatternError| refuse(e.to_string(), cure))
+        };
+        let read: Vec<_> = texts.map(|text| self.read(flag, text, read)).collect();
+        // All of them are read before the first mistake counts.
+        read.into_iter().collect()
     }
 
     pub(super) fn hosts<T>(

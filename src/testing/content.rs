@@ -1,6 +1,6 @@
 //! A content store in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,8 +12,8 @@ use futures::{StreamExt, stream::iter};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 
-use crate::content::{Blob, ContentStore, ReadRange, Snapshot, StoreError};
-use crate::oci::{Digest, Key, TagName};
+use crate::content::{Blob, ContentStore, Image, ReadRange, Snapshot, StoreError};
+use crate::oci::{Digest, Repository, TagName};
 
 /// Cloneable; all clones hold the same.
 #[derive(Clone)]
@@ -28,6 +28,7 @@ struct Inner {
 struct Held {
     blobs: HashMap<Digest, FakeBlob>,
     tags: HashMap<TagName, Digest>,
+    sources: HashMap<Digest, Vec<Repository>>,
     is_unreachable: bool,
 }
 
@@ -60,6 +61,12 @@ impl FakeStore {
     /// Points a tag at a blob, be it held or not.
     pub fn tag(&self, tag: &TagName, digest: &Digest) {
         self.change(|held| held.tags.insert(tag.clone(), digest.clone()));
+    }
+
+    /// A blob was pulled from there.
+    pub fn add_source(&self, digest: &Digest, repository: &Repository) {
+        let (digest, repository) = (digest.clone(), repository.clone());
+        self.change(|held| held.sources.entry(digest).or_default().push(repository));
     }
 
     pub fn is_tagged(&self, digest: &Digest) -> bool {
@@ -104,13 +111,22 @@ impl FakeStore {
         Ok(held)
     }
 
-    fn snapshot(&self) -> Option<Snapshot> {
+    /// What a watcher hears; None while nobody can be reached.
+    pub fn snapshot(&self) -> Option<Snapshot> {
         let held = self.reachable().ok()?;
         let tags = held.tags.iter();
         let tags = tags.filter(|(_, digest)| held.blobs.contains_key(digest));
-        let mut keys: HashSet<Key> = tags.map(|(tag, _)| Key::Tag(tag.clone())).collect();
-        keys.extend(held.blobs.keys().cloned().map(Key::Content));
-        Some(Snapshot(keys))
+        let images = tags.map(|(tag, digest)| Image {
+            repository: tag.repository().clone(),
+            tag: Some(tag.clone()),
+            manifest: digest.clone(),
+        });
+        let sources = |digest| held.sources.get(digest).cloned().unwrap_or_default();
+        let blobs = held.blobs.keys().map(|blob| (blob.clone(), sources(blob)));
+        Some(Snapshot {
+            images: images.collect(),
+            blobs: blobs.collect(),
+        })
     }
 }
 
