@@ -141,6 +141,7 @@ async fn node(peer: SocketAddr, digest: &Digest, shutdown: &Shutdown) -> Result<
         readiness: Readiness::new(),
         metrics: registry::access::Metrics::new(&metrics),
         filter: Arc::default(),
+        pulls: Default::default(),
         token: None,
         uploads: Uploads::new(1),
         inflight: Inflight::off(),

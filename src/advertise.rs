@@ -20,18 +20,21 @@ use crate::readiness::Guard;
 use crate::routing::{Router, RouterClosed};
 use selection::Selection;
 
+pub use selection::Pulls;
+
 /// Runs until `stop`, or until the router has ended. `ready` is dropped when the first snapshot has been told.
 pub async fn run(
     store: Arc<dyn ContentStore>,
     router: Arc<dyn Router>,
     filter: Arc<Filter>,
+    pulls: Pulls,
     ready: Guard,
     stop: CancellationToken,
 ) {
     ready.because("the first listing of what this node holds");
     let mut ready = Some(ready);
     let mut told = HashSet::new();
-    let mut selection = Selection::new(filter);
+    let mut selection = Selection::new(filter, pulls);
     let mut snapshots = store.watch();
     loop {
         let snapshot = tokio::select! {

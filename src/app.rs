@@ -185,6 +185,7 @@ impl App {
         let shutdown = Shutdown::new();
         let swarm = self.router.clone();
         let router: Arc<dyn Router> = Arc::new(self.router);
+        let pulls = advertise::Pulls::default();
 
         shutdown.spawn(self.registry.run(
             registry::router(registry::Registry {
@@ -193,6 +194,7 @@ impl App {
                 readiness: self.readiness.clone(),
                 metrics: self.access,
                 filter: self.filter.clone(),
+                pulls: pulls.clone(),
                 token: self.token.map(Arc::new),
                 uploads: self.uploads,
                 inflight: self.inflight.clone(),
@@ -208,6 +210,7 @@ impl App {
             self.store,
             router,
             self.filter,
+            pulls,
             self.readiness.guard("content"),
             shutdown.drain.clone(),
         ));

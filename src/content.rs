@@ -8,7 +8,7 @@ pub mod containerd;
 pub mod layout;
 mod skipped;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -43,8 +43,7 @@ pub trait ContentStore: Send + Sync + 'static {
 /// Everything that a node holds at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Each blob, with the repositories that it was pulled from, as far as the store has kept them.
-    pub blobs: HashMap<Digest, Vec<Repository>>,
+    pub blobs: HashSet<Digest>,
     /// Each image whose manifest is among them.
     pub images: HashSet<Image>,
 }
@@ -62,7 +61,7 @@ impl Snapshot {
     /// All of it under the names by which the cluster knows it.
     pub fn keys(&self) -> HashSet<Key> {
         let tags = self.images.iter().filter_map(|image| image.tag.clone());
-        let blobs = self.blobs.keys().cloned();
+        let blobs = self.blobs.iter().cloned();
         tags.map(Key::Tag).chain(blobs.map(Key::Content)).collect()
     }
 }

@@ -26,6 +26,7 @@ use axum::routing::get;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 
+use crate::advertise::Pulls;
 use crate::content::{ContentStore, StoreError};
 use crate::inflight::{Inflight, Uplink};
 use crate::mirror::flight::Puller;
@@ -52,6 +53,8 @@ pub struct Registry {
     pub metrics: access::Metrics,
     /// What nobody is answered, whoever asks.
     pub filter: Arc<Filter>,
+    /// Whoever tells the cluster what is here hears from us what is being pulled.
+    pub pulls: Pulls,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<Arc<NodeToken>>,
     pub uploads: Uploads,
@@ -193,6 +196,9 @@ impl Registry {
             (Resource::Manifest(TagOfNowhere(_)), _) => Ok(()),
             (Resource::Manifest(Digest(digest)) | Resource::Blob(digest), Some(repository)) => {
                 let shared = self.filter.content(repository, digest);
+                if shared.is_ok() && asked.is_ours && !asked.from_peer {
+                    self.pulls.note(digest);
+                }
                 shared.map_err(Miss::LeftOut)
             }
             (_, None) => Err(Miss::OfNowhere),

@@ -66,6 +66,7 @@ impl Node {
             readiness: Readiness::new(),
             metrics: registry::access::Metrics::new(&metrics),
             filter: Arc::default(),
+            pulls: Default::default(),
             token: None,
             uploads: Uploads::new(uploads),
             inflight: inflight.clone(),

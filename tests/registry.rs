@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peili::advertise::Pulls;
 use peili::inflight::{Inflight, Uplink};
 use peili::mirror::{self, Mirror};
 use peili::node_token::{self, NodeToken};
@@ -32,6 +33,7 @@ struct Node {
     readiness: Readiness,
     address: SocketAddr,
     metrics: prometheus::Registry,
+    pulls: Pulls,
     shutdown: Shutdown,
 }
 
@@ -55,6 +57,7 @@ impl Node {
         let address = server.local_addr().unwrap();
         let (store, router) = (FakeStore::default(), swarm.join(address));
         let (readiness, metrics) = (Readiness::new(), prometheus::Registry::new());
+        let pulls = Pulls::default();
         let routes = registry::router(Registry {
             store: Arc::new(store.clone()),
             mirror: Mirror::new(
@@ -68,6 +71,7 @@ impl Node {
             readiness: readiness.clone(),
             metrics: registry::access::Metrics::new(&metrics),
             filter: Arc::new(filter),
+            pulls: pulls.clone(),
             token: token.map(Arc::new),
             uploads: Uploads::new(uploads),
             inflight: Inflight::off(),
@@ -81,6 +85,7 @@ impl Node {
             readiness,
             address,
             metrics,
+            pulls,
             shutdown,
         }
     }
@@ -443,6 +448,46 @@ async fn content_is_served_under_the_name_of_an_image_that_shares_it() {
             assert_eq!(answer.status, status, "{path}");
         }
     }
+}
+
+/// Flow 1 with a filter: a layer that containerd pulls has no name but the one under which it was asked for.
+#[tokio::test]
+async fn what_containerd_pulls_is_told_under_the_name_by_which_it_has_asked() {
+    let swarm = FakeSwarm::new();
+    let filter = filter(&[], &["^a.test:5000/secret"]);
+    let node = Node::with(&swarm, filter.clone(), None).await;
+    let stop = CancellationToken::new();
+    node.shutdown.spawn(peili::advertise::run(
+        Arc::new(node.store.clone()),
+        Arc::new(node.router.clone()),
+        Arc::new(filter),
+        node.pulls.clone(),
+        node.readiness.guard("content"),
+        stop.clone(),
+    ));
+    let [open, secret, theirs] = ["open", "secret", "theirs"].map(|b| Digest::sha256(b.as_bytes()));
+    let peer = [("x-spegel-mirrored", "true")];
+    for (name, digest, headers) in [
+        ("secret", &secret, &[][..]),
+        ("open", &theirs, &peer),
+        ("open", &open, &[]),
+    ] {
+        let path = format!("/v2/{name}/blobs/{digest}?ns=a.test%3A5000");
+        assert_eq!(node.ask("GET", &path, headers).await.status, 404);
+    }
+
+    for blob in ["secret", "theirs", "open"] {
+        node.store.add_blob(blob);
+    }
+
+    peili::testing::eventually("it is told", Duration::from_secs(5), || async {
+        let told = node.router.advertised();
+        told.contains(&Key::Content(open.clone())).then_some(())
+    })
+    .await;
+    assert_eq!(node.router.advertised().len(), 1);
+    stop.cancel();
+    assert_eq!(node.shutdown.finish(Duration::from_secs(5)).await, 0);
 }
 
 #[tokio::test]
@@ -867,6 +912,7 @@ async fn the_cluster_is_told_what_the_node_holds_and_no_more() {
         Arc::new(node.store.clone()),
         Arc::new(node.router.clone()),
         Arc::default(),
+        node.pulls.clone(),
         node.readiness.guard("content"),
         stop.clone(),
     ));

@@ -1,12 +1,12 @@
 //! What of all that is held the cluster is told, where an operator keeps something out.
 //!
-//! A blob is shared if it is part of an image, or was pulled from a repository, under whose name the filter shares it. What
-//! belongs to whom is told by the manifests themselves, which need no labels, and by the store, which knows it before
-//! an image has its name: a layer is told when it is there, and not when the whole image is unpacked. What belongs to
-//! nobody by either is not told; who asks for it by a name that is shared gets it.
+//! A blob is shared if it is part of an image under whose name the filter shares it: the manifests themselves tell, which
+//! needs no labels (containerd's `distribution.source` says where a blob was pulled from without the registry's port, and
+//! nothing of what was imported). A new layer is there before its image has a name, which comes with unpacking; it is
+//! known by the name under which containerd has asked us for it ([`Pulls`]). What belongs to nobody by either is not told.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::{debug, info};
@@ -20,17 +20,52 @@ use crate::oci::{Digest, Key, Repository};
 /// A manifest is read from a disk in milliseconds. One that hangs is left for the next snapshot, with all that follow.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Digests that this node's containerd has asked for under a name that is shared. Cloneable; all clones know the same.
+#[derive(Clone, Debug, Default)]
+pub struct Pulls(Arc<Mutex<Asked>>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    all: HashSet<Digest>,
+    oldest_first: VecDeque<Digest>,
+}
+
+impl Pulls {
+    /// As many blobs as two hundred large images have, in 4 MiB. By the time that one is forgotten its image has a name.
+    const MAX: usize = 16_384;
+
+    pub fn note(&self, digest: &Digest) {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !asked.all.insert(digest.clone()) {
+            return;
+        }
+        asked.oldest_first.push_back(digest.clone());
+        if asked.oldest_first.len() > Self::MAX
+            && let Some(oldest) = asked.oldest_first.pop_front()
+        {
+            asked.all.remove(&oldest);
+        }
+    }
+
+    fn of(&self, held: &HashSet<Digest>) -> HashSet<Digest> {
+        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.all.intersection(held).cloned().collect()
+    }
+}
+
 pub(super) struct Selection {
     filter: Arc<Filter>,
+    pulls: Pulls,
     /// What the manifests list that are held: they never change.
     listed: HashMap<Digest, Arc<Listed>>,
     has_said: bool,
 }
 
 impl Selection {
-    pub(super) fn new(filter: Arc<Filter>) -> Self {
+    pub(super) fn new(filter: Arc<Filter>, pulls: Pulls) -> Self {
         Self {
             filter,
+            pulls,
             listed: HashMap::new(),
             has_said: false,
         }
@@ -42,13 +77,8 @@ impl Selection {
             return held.keys();
         }
         self.listed
-            .retain(|manifest, _| held.blobs.contains_key(manifest));
-        let mut told = HashSet::new();
-        for (blob, repositories) in &held.blobs {
-            if repositories.iter().any(|r| self.shares(r, blob)) {
-                told.insert(blob.clone());
-            }
-        }
+            .retain(|manifest, _| held.blobs.contains(manifest));
+        let mut told = self.pulls.of(&held.blobs);
         let mut tops: HashMap<&Repository, Vec<Digest>> = HashMap::new();
         for image in &held.images {
             let tops = tops.entry(&image.repository).or_default();
@@ -70,7 +100,7 @@ impl Selection {
                 let Some(listed) = listed else {
                     continue;
                 };
-                let is_new = |digest: &&Digest| held.blobs.contains_key(*digest);
+                let is_new = |digest: &&Digest| held.blobs.contains(*digest);
                 for below in listed.manifests.iter().filter(is_new) {
                     if seen.insert(below.clone()) {
                         manifests.push(below.clone());

@@ -200,8 +200,6 @@ impl Inner {
             manifest: digest.clone(),
         });
         let images = images.collect();
-        // A layout does not keep where its blobs are from.
-        let blobs = blobs.into_iter().map(|blob| (blob, Vec::new())).collect();
         Ok(Snapshot { images, blobs })
     }
 

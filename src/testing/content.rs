@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 
 use crate::content::{Blob, ContentStore, Image, ReadRange, Snapshot, StoreError};
-use crate::oci::{Digest, Repository, TagName};
+use crate::oci::{Digest, TagName};
 
 /// Cloneable; all clones hold the same.
 #[derive(Clone)]
@@ -28,7 +28,6 @@ struct Inner {
 struct Held {
     blobs: HashMap<Digest, FakeBlob>,
     tags: HashMap<TagName, Digest>,
-    sources: HashMap<Digest, Vec<Repository>>,
     is_unreachable: bool,
 }
 
@@ -61,12 +60,6 @@ impl FakeStore {
     /// Points a tag at a blob, be it held or not.
     pub fn tag(&self, tag: &TagName, digest: &Digest) {
         self.change(|held| held.tags.insert(tag.clone(), digest.clone()));
-    }
-
-    /// A blob was pulled from there.
-    pub fn add_source(&self, digest: &Digest, repository: &Repository) {
-        let (digest, repository) = (digest.clone(), repository.clone());
-        self.change(|held| held.sources.entry(digest).or_default().push(repository));
     }
 
     pub fn is_tagged(&self, digest: &Digest) -> bool {
@@ -111,8 +104,7 @@ impl FakeStore {
         Ok(held)
     }
 
-    /// What a watcher hears; None while nobody can be reached.
-    pub fn snapshot(&self) -> Option<Snapshot> {
+    fn snapshot(&self) -> Option<Snapshot> {
         let held = self.reachable().ok()?;
         let tags = held.tags.iter();
         let tags = tags.filter(|(_, digest)| held.blobs.contains_key(digest));
@@ -121,11 +113,9 @@ impl FakeStore {
             tag: Some(tag.clone()),
             manifest: digest.clone(),
         });
-        let sources = |digest| held.sources.get(digest).cloned().unwrap_or_default();
-        let blobs = held.blobs.keys().map(|blob| (blob.clone(), sources(blob)));
         Some(Snapshot {
             images: images.collect(),
-            blobs: blobs.collect(),
+            blobs: held.blobs.keys().cloned().collect(),
         })
     }
 }

@@ -1,16 +1,55 @@
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 
 use super::*;
-use crate::content::{Blob, Image};
+use crate::content::{Blob, Image, ReadRange};
 use crate::oci::{ImageName, TagName};
-use crate::testing::content::FakeStore;
 
-/// A node's images, and what is told of them.
+/// What a node holds.
+#[derive(Default)]
 struct Node {
-    store: FakeStore,
-    /// `ctr` and the CRI name images in ways that the fake has no tags for.
-    more: Vec<Image>,
+    blobs: HashMap<Digest, Bytes>,
+    images: HashSet<Image>,
+    reads: AtomicUsize,
+    is_unreachable: AtomicBool,
+}
+
+struct InMemory(Bytes);
+
+impl ReadRange for InMemory {
+    fn read_range(&self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        let bytes = self.0.slice(range.start as usize..range.end as usize);
+        stream::iter([Ok(bytes)]).boxed()
+    }
+}
+
+#[async_trait]
+impl ContentStore for Node {
+    async fn resolve(&self, _: &TagName) -> Result<Option<Digest>, StoreError> {
+        unreachable!("nobody resolves")
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        if self.is_unreachable.load(Ordering::Relaxed) {
+            return Err(StoreError::Unreachable("it was told to be".into()));
+        }
+        let blob = self.blobs.get(digest).cloned();
+        Ok(blob.map(|bytes| {
+            let size = bytes.len() as u64;
+            Blob::from_reader(InMemory(bytes), size)
+        }))
+    }
+
+    fn watch(&self) -> BoxStream<'static, Snapshot> {
+        unreachable!("nobody watches")
+    }
 }
 
 fn tag(name: &str) -> TagName {
@@ -44,29 +83,34 @@ fn filter(registries: &[&str], patterns: &[&str]) -> Arc<Filter> {
 }
 
 impl Node {
-    fn new() -> Self {
-        Self {
-            store: FakeStore::default(),
-            more: Vec::new(),
-        }
-    }
-
-    fn add(&self, name: &str, bytes: String) -> Digest {
-        let digest = self.store.add_blob(bytes);
-        self.store.tag(&tag(name), &digest);
+    fn add_blob(&mut self, bytes: impl Into<Bytes>) -> Digest {
+        let bytes = bytes.into();
+        let digest = Digest::sha256(&bytes);
+        self.blobs.insert(digest.clone(), bytes);
         digest
     }
 
+    fn add(&mut self, name: &str, manifest: String) -> Digest {
+        let manifest = self.add_blob(manifest);
+        let tag = tag(name);
+        self.images.insert(Image {
+            repository: tag.repository().clone(),
+            tag: Some(tag),
+            manifest: manifest.clone(),
+        });
+        manifest
+    }
+
     fn held(&self) -> Snapshot {
-        let mut held = self.store.snapshot().expect("reachable");
-        held.images.extend(self.more.iter().cloned());
-        held
+        Snapshot {
+            blobs: self.blobs.keys().cloned().collect(),
+            images: self.images.clone(),
+        }
     }
 
     async fn told(&self, filter: &Arc<Filter>) -> HashSet<Key> {
-        Selection::new(filter.clone())
-            .of(&self.store, &self.held())
-            .await
+        let mut selection = Selection::new(filter.clone(), Pulls::default());
+        selection.of(self, &self.held()).await
     }
 }
 
@@ -79,14 +123,14 @@ fn keys(content: &[&Digest], tags: &[&str]) -> HashSet<Key> {
 
 #[tokio::test]
 async fn content_is_told_if_any_image_that_has_it_is_and_tags_each_for_itself() {
-    let node = Node::new();
-    let [both, open, secret] = ["both", "open", "secret"].map(|text| node.store.add_blob(text));
-    let here = node.store.add_blob(manifest(&[&both, &open]));
+    let mut node = Node::default();
+    let [both, open, secret] = ["both", "open", "secret"].map(|text| node.add_blob(text));
+    let here = node.add_blob(manifest(&[&both, &open]));
     let elsewhere = Digest::sha256(b"of another platform, and not held");
     let public = node.add("a.test/open:v1", index(&[&elsewhere, &here]));
     let private = node.add("b.test/secret/app:v1", manifest(&[&both, &secret]));
     // Nothing says whose.
-    let stray = node.store.add_blob("stray");
+    let stray = node.add_blob("stray");
 
     let everything = node.held().keys();
     assert_eq!(node.told(&filter(&[], &[])).await, everything);
@@ -123,13 +167,13 @@ async fn content_is_told_if_any_image_that_has_it_is_and_tags_each_for_itself() 
 
 #[tokio::test]
 async fn a_second_name_shares_what_the_first_does_not() {
-    let mut node = Node::new();
-    let layer = node.store.add_blob("layer");
+    let mut node = Node::default();
+    let layer = node.add_blob("layer");
     let top = node.add("b.test/secret:v1", manifest(&[&layer]));
     let filter = filter(&[], &["secret"]);
     assert_eq!(node.told(&filter).await, keys(&[], &[]));
 
-    node.more.push(Image {
+    node.images.insert(Image {
         repository: repository("b.test/open"),
         tag: None,
         manifest: top.clone(),
@@ -139,92 +183,77 @@ async fn a_second_name_shares_what_the_first_does_not() {
 }
 
 #[tokio::test]
-async fn a_layer_is_told_before_its_image_has_a_name_if_the_store_knows_where_it_is_from() {
-    let node = Node::new();
-    let [open, secret, both] = ["open", "secret", "both"].map(|text| node.store.add_blob(text));
-    for (blob, name) in [
-        (&open, "a.test/open"),
-        (&secret, "a.test/secret"),
-        (&both, "a.test/secret"),
-        (&both, "a.test/open"),
-    ] {
-        node.store.add_source(blob, &repository(name));
+async fn a_layer_is_told_before_its_image_has_a_name_if_containerd_has_asked_for_it() {
+    let mut node = Node::default();
+    let [asked, gone] = ["asked", "gone"].map(|text| Digest::sha256(text.as_bytes()));
+    let pulls = Pulls::default();
+    for digest in [&asked, &gone, &asked] {
+        pulls.note(digest);
     }
+    let mut selection = Selection::new(filter(&[], &["secret"]), pulls.clone());
+    node.add_blob("other");
+    assert_eq!(selection.of(&node, &node.held()).await, keys(&[], &[]));
 
-    let told = node.told(&filter(&[], &["secret"])).await;
+    node.add_blob("asked");
 
-    assert_eq!(told, keys(&[&open, &both], &[]));
-}
-
-/// A store whose blobs cannot be read for a while, and which counts how often they are.
-struct Shy(FakeStore, std::sync::atomic::AtomicUsize);
-
-#[async_trait]
-impl ContentStore for Shy {
-    async fn resolve(&self, _: &TagName) -> Result<Option<Digest>, StoreError> {
-        unreachable!("nobody resolves")
+    assert_eq!(
+        selection.of(&node, &node.held()).await,
+        keys(&[&asked], &[])
+    );
+    // What has been asked for since is remembered, and not for ever.
+    for n in 0..Pulls::MAX {
+        pulls.note(&Digest::sha256(&n.to_le_bytes()));
     }
-
-    async fn open(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.0.open(digest).await
-    }
-
-    fn watch(&self) -> BoxStream<'static, Snapshot> {
-        unreachable!("nobody watches")
-    }
+    assert_eq!(selection.of(&node, &node.held()).await, keys(&[], &[]));
+    assert_eq!(pulls.0.lock().unwrap().all.len(), Pulls::MAX);
 }
 
 #[tokio::test]
 async fn each_manifest_is_read_once_and_one_that_cannot_be_read_takes_nothing_back() {
-    let node = Node::new();
-    let [first, second] = ["first", "second"].map(|text| node.store.add_blob(text));
+    let mut node = Node::default();
+    let [first, second] = ["first", "second"].map(|text| node.add_blob(text));
     let top = node.add("a.test/app:v1", manifest(&[&first]));
-    let store = Shy(node.store.clone(), Default::default());
-    let reads = || store.1.swap(0, std::sync::atomic::Ordering::Relaxed);
-    let mut selection = Selection::new(filter(&["a.test"], &[]));
+    let mut selection = Selection::new(filter(&["a.test"], &[]), Pulls::default());
     let before = keys(&[&first, &top], &["a.test/app:v1"]);
-    assert_eq!(selection.of(&store, &node.held()).await, before);
-    assert_eq!(reads(), 1);
+    assert_eq!(selection.of(&node, &node.held()).await, before);
+    assert_eq!(node.reads.swap(0, Ordering::Relaxed), 1);
     let tops: Vec<Digest> = (2..5)
         .map(|n| {
-            let also = node.store.add_blob(format!("{n}"));
+            let also = node.add_blob(format!("{n}"));
             node.add(&format!("a.test/app:v{n}"), manifest(&[&second, &also]))
         })
         .collect();
     let held = node.held();
 
     // What was told is told, and the manifests themselves have names; who does not answer is asked no more.
-    node.store.set_unreachable(true);
-    let told = selection.of(&store, &held).await;
+    node.is_unreachable.store(true, Ordering::Relaxed);
+    let told = selection.of(&node, &held).await;
     assert!(told.is_superset(&before));
-    assert!(
-        tops.iter()
-            .all(|top| told.contains(&Key::Content(top.clone())))
-    );
-    assert!(!told.contains(&Key::Content(second.clone())));
-    assert_eq!(reads(), 1);
+    let is_told = |digest: &Digest| told.contains(&Key::Content(digest.clone()));
+    assert!(tops.iter().all(is_told));
+    assert!(!is_told(&second));
+    assert_eq!(node.reads.swap(0, Ordering::Relaxed), 1);
 
-    node.store.set_unreachable(false);
-    assert_eq!(selection.of(&store, &held).await, held.keys());
-    assert_eq!(reads(), 3);
+    node.is_unreachable.store(false, Ordering::Relaxed);
+    assert_eq!(selection.of(&node, &held).await, held.keys());
+    assert_eq!(node.reads.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test]
 async fn indexes_that_list_each_other_end() {
     // No digests can do so; what is damaged on a disk is not checked here.
-    let node = Node::new();
-    let layer = node.store.add_blob("layer");
-    let inner = node.store.add_blob(index(&[&layer]));
+    let mut node = Node::default();
+    let layer = node.add_blob("layer");
+    let inner = node.add_blob(index(&[&layer]));
     let outer = node.add("a.test/app:v1", index(&[&inner, &inner]));
-    let mut selection = Selection::new(filter(&["a.test"], &[]));
+    let mut selection = Selection::new(filter(&["a.test"], &[]), Pulls::default());
     let in_a_ring = Listed {
         manifests: [outer.clone(), layer.clone()].into(),
         ..Listed::default()
     };
     selection.listed.insert(inner.clone(), Arc::new(in_a_ring));
 
-    let told = selection.of(&node.store, &node.held()).await;
+    let told = selection.of(&node, &node.held()).await;
 
     assert_eq!(told, keys(&[&layer, &inner, &outer], &["a.test/app:v1"]));
 }

@@ -1,17 +1,13 @@
 //! Lists what one containerd namespace holds.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use containerd_client::services::v1::{ListContentRequest, ListImagesRequest};
 
 use super::Inner;
 use crate::content::skipped::Skipped;
 use crate::content::{Image, Snapshot, StoreError};
-use crate::oci::{Digest, ImageName, Repository};
-
-/// Label of a blob: `containerd.io/distribution.source.<registry>`, whose value is the repositories that it was pulled
-/// from, parted by commas. What was imported has none.
-const SOURCE: &str = "containerd.io/distribution.source.";
+use crate::oci::{Digest, ImageName};
 
 impl Inner {
     /// Every blob of the namespace, and every tag whose manifest is among them.
@@ -28,14 +24,14 @@ impl Inner {
 
         let images = images.into_iter().filter_map(|image| {
             let target: Digest = image.target?.digest.parse().ok()?;
-            let is_held = blobs.contains_key(&target);
+            let is_held = blobs.contains(&target);
             is_held.then(|| image_of(&image.name, target, skipped))?
         });
         let images: HashSet<Image> = images.collect();
         Ok(Snapshot { images, blobs })
     }
 
-    async fn list_blobs(&self) -> Result<HashMap<Digest, Vec<Repository>>, StoreError> {
+    async fn list_blobs(&self) -> Result<HashSet<Digest>, StoreError> {
         let failed = |status| self.error("content.List", &status);
         let mut messages = self
             .content()
@@ -43,13 +39,15 @@ impl Inner {
             .await
             .map_err(failed)?
             .into_inner();
-        let mut blobs = HashMap::new();
+        let mut blobs = HashSet::new();
         while let Some(message) = messages.message().await.map_err(failed)? {
             // A digest of an algorithm that we do not know cannot be asked of us either.
-            blobs.extend(message.info.iter().filter_map(|info| {
-                let digest = info.digest.parse().ok()?;
-                Some((digest, sources(&info.labels)))
-            }));
+            blobs.extend(
+                message
+                    .info
+                    .iter()
+                    .filter_map(|info| info.digest.parse().ok()),
+            );
         }
         Ok(blobs)
     }
@@ -86,19 +84,6 @@ fn image_of(name: &str, manifest: Digest, skipped: &Skipped) -> Option<Image> {
         tag: tag.filter(|_| is_full),
         manifest,
     })
-}
-
-/// Where a blob was pulled from.
-fn sources(labels: &HashMap<String, String>) -> Vec<Repository> {
-    let named = labels.iter().filter_map(|(name, value)| {
-        let registry = name.strip_prefix(SOURCE)?;
-        Some(
-            value
-                .split(',')
-                .map(move |path| Repository::new(registry, path)),
-        )
-    });
-    named.flatten().filter_map(Result::ok).collect()
 }
 
 #[cfg(test)]
@@ -144,37 +129,6 @@ mod tests {
             let image = image_of(name, manifest.clone(), &skipped);
             let found = image.map(|image| image.repository.to_string());
             assert_eq!(found.as_deref(), repository, "{name}");
-        }
-    }
-
-    #[test]
-    fn labels_say_where_a_blob_was_pulled_from() {
-        for (labels, expected) in [
-            (&[][..], &[][..]),
-            (
-                &[(
-                    "containerd.io/distribution.source.docker.io",
-                    "library/nginx,me/app",
-                )],
-                &["docker.io/library/nginx", "docker.io/me/app"],
-            ),
-            (
-                &[
-                    ("containerd.io/distribution.source.10.0.0.1:5000", "a/b"),
-                    ("containerd.io/gc.ref.content.l.0", "sha256:00"),
-                    ("containerd.io/distribution.source.b.test", "NO,,c"),
-                ],
-                &["10.0.0.1:5000/a/b", "b.test/c"],
-            ),
-        ] {
-            let labels = labels.iter();
-            let labels = labels.map(|(name, value)| (name.to_string(), value.to_string()));
-
-            let found = sources(&labels.collect());
-
-            let mut found: Vec<_> = found.iter().map(Repository::to_string).collect();
-            found.sort();
-            assert_eq!(found, expected);
         }
     }
 }
