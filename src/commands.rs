@@ -69,6 +69,7 @@ pub fn configuration(config: &Configuration, out: &mut impl Write) -> Result<(),
         files = done.len(),
         containerd = hosts.containerd.as_ref().map(tracing::field::display),
         again = hosts.again(),
+        tags = %hosts.tags,
         "containerd is configured to ask the mirror"
     );
     report(&done, out)

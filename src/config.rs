@@ -436,7 +436,7 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
     let registries = reader.registries(&raw.mirrored_registries);
     let targets: Vec<_> = list(&raw.mirror_targets).collect();
     let targets = reader.hosts("mirror-targets", hosts::Targets::list(&targets));
-    let tags = tag_resolution(reader, raw, registries.as_deref());
+    let tags = reader.tag_resolution(raw, registries.as_deref());
     let prepend_existing = reader.boolean("prepend-existing", &raw.prepend_existing);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
     let basic_auth_dir = reader.read("basic-auth-dir", &raw.basic_auth_dir, absolute);
@@ -468,41 +468,6 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
             None => ContainerdVersion::Asked { socket: socket? },
         },
     })
-}
-
-/// Two options for one thing, of which Spegel has one: they may not contradict each other.
-fn tag_resolution(
-    reader: &mut Reader,
-    raw: &RawConfiguration,
-    registries: Option<&[hosts::Registry]>,
-) -> Option<hosts::TagResolution> {
-    use hosts::TagResolution::{ClusterFirst, UpstreamOnly};
-    let (flag, text) = ("tag-resolution", raw.tag_resolution.trim());
-    let said = match text {
-        "" => Some(None),
-        text => {
-            let said = text.parse().map_err(|mistake| vec![mistake]);
-            reader.hosts(flag, said).map(Some)
-        }
-    };
-    let asks_cluster = match raw.resolve_tags.trim() {
-        "" => Some(None),
-        text => reader.boolean("resolve-tags", text).map(Some),
-    };
-    let policy = match (said?, asks_cluster?) {
-        (None, None | Some(true)) => ClusterFirst,
-        (None, Some(false)) => UpstreamOnly,
-        (Some(said), Some(asks_cluster)) if asks_cluster == (said == UpstreamOnly) => {
-            let reason = format!("contradicts --resolve-tags={asks_cluster} [RESOLVE_TAGS]");
-            let cure =
-                "leave --resolve-tags out: false is upstream-only, and true one of the others";
-            reader.mistake(flag, text, reason, cure);
-            return None;
-        }
-        (Some(said), _) => said,
-    };
-    let checked = policy.check(registries?).map_err(|mistake| vec![mistake]);
-    reader.hosts(flag, checked).map(|()| policy)
 }
 
 /// The node's addresses, which a pod in a network of its own learns in no other way.

@@ -161,6 +161,40 @@ async fn upstream_first_asks_the_registry_with_the_keys_that_an_administrator_ga
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn upstream_first_every_target_resolves_tags_when_the_registry_does_not_answer() {
+    let lab = lab_or_skip!();
+    // Somebody else's cache of a registry that is not there, below a path.
+    let image = ImageSpec::new("cache/test/app:v1").index().layers([MIB]);
+    let image = lab.push(image).await.unwrap();
+    let unconfigured = PeiliOptions::default().unconfigured();
+    let [node]: [Node; 1] = nodes(&lab, &unconfigured).await;
+    let cache = format!("http://{}/v2/cache", lab.registry.host());
+    // It comes first, and a target at which nobody listens.
+    let targets = ["--mirror-targets", &cache, "http://127.0.0.1:1"];
+    let targets = [&["--tag-resolution=upstream-first"], &targets[..]].concat();
+    let certs_d = node.containerd().certs_d().display().to_string();
+    let rest = [
+        "--containerd-registry-config-path",
+        &certs_d,
+        "--containerd-version",
+        "1.7",
+    ];
+    let registry = [
+        "configuration",
+        "--mirrored-registries",
+        "https://nowhere.example",
+    ];
+    let words = [&registry[..], &targets, &rest].concat();
+    node.peili().run(node.netns(), &words).await.unwrap();
+
+    let pulled = node.cri_pull("nowhere.example/test/app:v1").await.unwrap();
+
+    assert_eq!(pulled.id, image.config.digest);
+    let served = lab.registry.served().await.unwrap();
+    assert_eq!(served.bytes_to(node.ip()), image.pulled_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_filter_matches_stays_on_its_node_and_what_another_image_has_too_does_not() {
     let lab = lab_or_skip!();
     // One layer is in both.
@@ -174,14 +208,15 @@ async fn what_a_filter_matches_stays_on_its_node_and_what_another_image_has_too_
     let pattern = format!("^{}/test/secret[:@]", lab.registry.host());
     let filtered = PeiliOptions::default().arg("--registry-filters", &pattern);
     let [holder]: [Node; 1] = nodes(&lab, &filtered).await;
-    let [asker]: [Node; 1] = nodes(&lab, &PeiliOptions::default()).await;
+    let mirrored = format!("http://{}", lab.registry.host());
+    let mirrored = PeiliOptions::default().arg("--mirrored-registries", &mirrored);
+    let [asker]: [Node; 1] = nodes(&lab, &mirrored).await;
 
     // Left out, or not: every pull succeeds.
     holder.cri_pull(&secret.reference()).await.unwrap();
     let told = async || anyhow::Ok(holder.metric("peili_advertised_keys", &[]).await? as u64);
     assert_eq!(told().await.unwrap(), 0);
-    lab.shape_registry(Some(MIB), Direction::Up)
-        .unwrap();
+    lab.shape_registry(Some(MIB), Direction::Up).unwrap();
     let reference = open.reference();
     let mut pulling = std::pin::pin!(holder.cri_pull(&reference));
     let told_at_least = async |keys: u64| {
@@ -227,6 +262,18 @@ async fn what_a_filter_matches_stays_on_its_node_and_what_another_image_has_too_
         let answer = asker.http_get(&path).await.unwrap();
         assert_eq!(answer.status.as_u16(), status, "{path}");
     }
+    let elsewhere = format!("/v2/test/open/blobs/{both}?ns=other.test");
+    let said = asker
+        .http_get(&elsewhere)
+        .await
+        .unwrap()
+        .expect(404)
+        .unwrap();
+    let said = said.text();
+    assert!(
+        said.contains("other.test is not among the mirrored registries"),
+        "{said}"
+    );
     lab.stop_registry().await.unwrap();
     asker.cri_pull(&open.reference()).await.unwrap();
     assert!(asker.cri_pull(&secret.reference()).await.is_err());

@@ -259,6 +259,7 @@ pub(super) struct RawConfiguration {
     /// stays what it was as long as any node has the old one. upstream-first: the registry, with the pod's own
     /// credentials, and the cluster while the registry does not answer, or refuses; for registries that
     /// --mirrored-registries names. One that drops packets costs each tag 5 s, and 30 s on containerd 1.6 and 1.7.
+    /// Where a registry is reached with what certs.d says of it, add --prepend-existing.
     /// upstream-only: the registry, which must be up. Content comes from the cluster in any case. Default:
     /// cluster-first.
     #[arg(

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::options::{RawDirectory, RawRelease};
+use super::options::{RawConfiguration, RawDirectory, RawRelease};
 use super::value::{self, ListenAddr};
 use super::{Refusal, USAGE};
 use crate::hosts;
@@ -192,6 +192,41 @@ impl Reader {
     pub(super) fn registries(&mut self, raw: &[String]) -> Option<Vec<hosts::Registry>> {
         let texts: Vec<_> = list(raw).collect();
         self.hosts("mirrored-registries", hosts::Registry::list(&texts))
+    }
+
+    /// Two options for one thing, of which Spegel has one: they may not contradict each other.
+    pub(super) fn tag_resolution(
+        &mut self,
+        raw: &RawConfiguration,
+        registries: Option<&[hosts::Registry]>,
+    ) -> Option<hosts::TagResolution> {
+        use hosts::TagResolution::{ClusterFirst, UpstreamOnly};
+        let (flag, text) = ("tag-resolution", raw.tag_resolution.trim());
+        let said = match text {
+            "" => Some(None),
+            text => {
+                let said = text.parse().map_err(|mistake| vec![mistake]);
+                self.hosts(flag, said).map(Some)
+            }
+        };
+        let asks_cluster = match raw.resolve_tags.trim() {
+            "" => Some(None),
+            text => self.boolean("resolve-tags", text).map(Some),
+        };
+        let policy = match (said?, asks_cluster?) {
+            (None, None | Some(true)) => ClusterFirst,
+            (None, Some(false)) => UpstreamOnly,
+            (Some(said), Some(asks_cluster)) if asks_cluster == (said == UpstreamOnly) => {
+                let reason = format!("contradicts --resolve-tags={asks_cluster} [RESOLVE_TAGS]");
+                let cure =
+                    "leave --resolve-tags out: false is upstream-only, and true one of the others";
+                self.mistake(flag, text, reason, cure);
+                return None;
+            }
+            (Some(said), _) => said,
+        };
+        let checked = policy.check(registries?).map_err(|mistake| vec![mistake]);
+        self.hosts(flag, checked).map(|()| policy)
     }
 
     /// Regular expressions, one value each or parted by commas.
