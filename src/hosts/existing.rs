@@ -18,7 +18,7 @@ pub enum Unmergeable {
     NoHosts(String),
     /// Only where the registry has to be known.
     #[error("its server is no text")]
-    NoServer,
+    BadServer,
 }
 
 /// The file with our tables first, then those of `existing`, then those that we have behind. A table of ours that it has

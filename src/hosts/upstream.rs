@@ -23,7 +23,7 @@ pub fn server(document: &DocumentMut) -> Result<Option<&str>, Unmergeable> {
         Some(server) => match server.as_str() {
             Some("") => Ok(None),
             Some(url) => Ok(Some(url)),
-            None => Err(Unmergeable::NoServer),
+            None => Err(Unmergeable::BadServer),
         },
     }
 }

@@ -251,7 +251,7 @@ fn a_server_that_nobody_can_read_is_a_reason_to_leave_the_file_as_it_is() {
 
     let error = prepended(&hosts, "server = 5\n", None).expect_err("a number");
 
-    assert_eq!(error, Unmergeable::NoServer);
+    assert_eq!(error, Unmergeable::BadServer);
 }
 
 #[test]
