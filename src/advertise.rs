@@ -1,7 +1,10 @@
 //! Flow 1: keeps what the cluster is told equal to what the node holds.
 //!
 //! Level-triggered: each snapshot is compared with what was told last. Nothing else is remembered and nothing is
-//! retried, so lost events, a restart of the content store and our own restart are one code path.
+//! retried, so lost events, a restart of the content store and our own restart are one code path. What an operator keeps
+//! out of the cluster is not told ([`selection`]).
+
+mod selection;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,34 +13,45 @@ use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::content::{ContentStore, Snapshot};
+use crate::content::ContentStore;
 use crate::oci::Key;
+use crate::oci::filter::Filter;
 use crate::readiness::Guard;
 use crate::routing::{Router, RouterClosed};
+use selection::Selection;
+
+pub use selection::Pulls;
 
 /// Runs until `stop`, or until the router has ended. `ready` is dropped when the first snapshot has been told.
 pub async fn run(
     store: Arc<dyn ContentStore>,
     router: Arc<dyn Router>,
+    filter: Arc<Filter>,
+    pulls: Pulls,
     ready: Guard,
     stop: CancellationToken,
 ) {
     ready.because("the first listing of what this node holds");
     let mut ready = Some(ready);
     let mut told = HashSet::new();
+    let mut selection = Selection::new(filter, pulls);
     let mut snapshots = store.watch();
     loop {
         let snapshot = tokio::select! {
             () = stop.cancelled() => return,
             snapshot = snapshots.next() => snapshot,
         };
-        let Some(Snapshot(held)) = snapshot else {
+        let Some(held) = snapshot else {
             return;
         };
-        if let Err(RouterClosed) = tell(&*router, &told, &held).await {
+        let shared = tokio::select! {
+            () = stop.cancelled() => return,
+            shared = selection.of(&*store, &held) => shared,
+        };
+        if let Err(RouterClosed) = tell(&*router, &told, &shared).await {
             return;
         }
-        told = held;
+        told = shared;
         ready.take();
     }
 }
@@ -45,10 +59,10 @@ pub async fn run(
 async fn tell(
     router: &dyn Router,
     told: &HashSet<Key>,
-    held: &HashSet<Key>,
+    shared: &HashSet<Key>,
 ) -> Result<(), RouterClosed> {
-    let gone: Vec<Key> = told.difference(held).cloned().collect();
-    let new: Vec<Key> = held.difference(told).cloned().collect();
+    let gone: Vec<Key> = told.difference(shared).cloned().collect();
+    let new: Vec<Key> = shared.difference(told).cloned().collect();
     if !gone.is_empty() || !new.is_empty() {
         debug!(new = new.len(), gone = gone.len(), "content changed");
     }

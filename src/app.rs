@@ -3,7 +3,6 @@
 //! Binding can fail and changes nothing; running serves at once, and what is awaited stands behind `/readyz`. Until
 //! then an answer is a quick 404, and containerd goes upstream as it would without us.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +24,7 @@ use crate::metrics::Page;
 use crate::mirror::flight::{self, Flight};
 use crate::mirror::{self, InFlightSharing, Mirror};
 use crate::node_token::NodeToken;
+use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
 use crate::registry::uploads::Uploads;
 use crate::routing::Router;
@@ -54,8 +54,8 @@ pub struct Config {
     pub routing: kad::Config,
     pub mirror: mirror::Config,
     pub in_flight_sharing: mirror::InFlightSharing,
-    /// Hosts of the registries that are mirrored; None: every registry.
-    pub mirrored: Option<HashSet<String>>,
+    /// What is neither served nor told to others.
+    pub filter: Filter,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<NodeToken>,
     /// What containerd and peers must send, and peers are sent; None: nothing.
@@ -77,7 +77,7 @@ pub struct App {
     flights: Flights,
     flight: Flight,
     mirror: Mirror,
-    mirrored: Option<HashSet<String>>,
+    filter: Arc<Filter>,
     token: Option<NodeToken>,
     basic_auth: Option<Arc<Secret>>,
     uploads: Uploads,
@@ -168,7 +168,7 @@ impl App {
             flights,
             flight,
             mirror,
-            mirrored: config.mirrored,
+            filter: Arc::new(config.filter),
             token: config.token,
             basic_auth,
             uploads: Uploads::new(config.max_uploads),
@@ -197,6 +197,7 @@ impl App {
         let shutdown = Shutdown::new();
         let swarm = self.router.clone();
         let router: Arc<dyn Router> = Arc::new(self.router);
+        let pulls = advertise::Pulls::default();
 
         let measured = self.http.clone();
         shutdown.spawn(self.registry.run(
@@ -206,7 +207,8 @@ impl App {
                     mirror: self.mirror,
                     readiness: self.readiness.clone(),
                     metrics: self.access,
-                    mirrored: self.mirrored.map(Arc::new),
+                    filter: self.filter.clone(),
+                    pulls: pulls.clone(),
                     token: self.token.map(Arc::new),
                     basic_auth: self.basic_auth,
                     uploads: self.uploads,
@@ -227,6 +229,8 @@ impl App {
         shutdown.spawn(advertise::run(
             self.store,
             router,
+            self.filter,
+            pulls,
             self.readiness.guard("content"),
             shutdown.drain.clone(),
         ));

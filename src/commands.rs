@@ -69,6 +69,7 @@ pub fn configuration(config: &Configuration, out: &mut impl Write) -> Result<(),
         files = done.len(),
         containerd = hosts.containerd.as_ref().map(tracing::field::display),
         again = hosts.again(),
+        tags = %hosts.tags,
         "containerd is configured to ask the mirror"
     );
     report(&done, out)
@@ -210,7 +211,7 @@ mod tests {
             release: release(),
             registries: vec![hosts::Registry::Every],
             targets: hosts::Targets::list(&["http://192.0.2.7:30020"]).expect("targets"),
-            resolve_tags: true,
+            tags: hosts::TagResolution::default(),
             prepend_existing: false,
             headers: Vec::new(),
             containerd: None,

@@ -26,6 +26,7 @@ use reader::{Reader, absolute, duration, list, listen_addr, refuse, zone};
 
 use crate::content::{containerd, layout};
 use crate::mirror::InFlightSharing;
+use crate::oci::filter::Pattern;
 use crate::routing::bootstrap::parse_address;
 use crate::{hosts, telemetry};
 
@@ -69,6 +70,8 @@ pub struct Registry {
     /// None: unknown.
     pub zone: Option<String>,
     pub mirrored_registries: Vec<hosts::Registry>,
+    /// References that are left out.
+    pub registry_filters: Vec<Pattern>,
     /// Empty: [`default_route_addrs`] are announced.
     pub advertise_addrs: Vec<IpAddr>,
     pub shutdown_grace_period: Duration,
@@ -202,6 +205,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     let router_addr = reader.listen("router-addr", &raw.router_addr);
     let registry_addr = reader.listen("registry-addr", &raw.registry_addr);
     let mirrored_registries = reader.registries(&raw.mirrored_registries);
+    let registry_filters = reader.patterns("registry-filters", &raw.registry_filters);
     let mirror_resolve_timeout = reader.read(
         "mirror-resolve-timeout",
         &raw.mirror_resolve_timeout,
@@ -278,6 +282,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         in_flight_sharing: in_flight_sharing?,
         zone: zone?,
         mirrored_registries: mirrored_registries?,
+        registry_filters: registry_filters?,
         advertise_addrs,
         shutdown_grace_period: shutdown_grace_period?,
     })
@@ -435,7 +440,7 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
     let registries = reader.registries(&raw.mirrored_registries);
     let targets: Vec<_> = list(&raw.mirror_targets).collect();
     let targets = reader.hosts("mirror-targets", hosts::Targets::list(&targets));
-    let resolve_tags = reader.boolean("resolve-tags", &raw.resolve_tags);
+    let tags = reader.tag_resolution(raw, registries.as_deref());
     let prepend_existing = reader.boolean("prepend-existing", &raw.prepend_existing);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
     let basic_auth_dir = reader.read("basic-auth-dir", &raw.basic_auth_dir, absolute);
@@ -454,7 +459,7 @@ fn configuration(reader: &mut Reader, raw: &RawConfiguration) -> Option<Configur
             release: release?,
             registries: registries?,
             targets: targets?,
-            resolve_tags: resolve_tags?,
+            tags: tags?,
             prepend_existing: prepend_existing?,
             headers: Vec::new(),
             containerd: None,

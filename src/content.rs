@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::oci::{Digest, Key, TagName};
+use crate::oci::{Digest, Key, Repository, TagName};
 
 /// Bytes read at once. Two of these are in memory for each body under way: with 64 uploads 256 KiB take 40 MiB, 1 MiB
 /// takes 105 and is no more than a tenth faster (measured; the chart's limit is 128). 64 KiB halves the throughput.
@@ -40,9 +40,31 @@ pub trait ContentStore: Send + Sync + 'static {
     fn watch(&self) -> BoxStream<'static, Snapshot>;
 }
 
-/// Everything that a node holds at one moment: each blob, and each tag whose manifest is among them.
+/// Everything that a node holds at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot(pub HashSet<Key>);
+pub struct Snapshot {
+    pub blobs: HashSet<Digest>,
+    /// Each image whose manifest is among them.
+    pub images: HashSet<Image>,
+}
+
+/// A name that the store has for a manifest or an index.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Image {
+    pub repository: Repository,
+    /// None where nobody can ask for it by a tag: its name is `repository@digest`, or not written out in full.
+    pub tag: Option<TagName>,
+    pub manifest: Digest,
+}
+
+impl Snapshot {
+    /// All of it under the names by which the cluster knows it.
+    pub fn keys(&self) -> HashSet<Key> {
+        let tags = self.images.iter().filter_map(|image| image.tag.clone());
+        let blobs = self.blobs.iter().cloned();
+        tags.map(Key::Tag).chain(blobs.map(Key::Content)).collect()
+    }
+}
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {

@@ -9,8 +9,10 @@ mod disk;
 mod existing;
 mod mark;
 mod registry;
+mod tags;
 mod target;
 mod toml;
+mod upstream;
 mod url;
 mod version;
 
@@ -22,6 +24,7 @@ use std::str::FromStr;
 pub use again::{Fit, fit};
 pub use certs_d::{Done, Error};
 pub use registry::{Registry, Server};
+pub use tags::TagResolution;
 pub use target::Targets;
 pub use toml::Header;
 pub use version::Version;
@@ -33,8 +36,8 @@ pub struct Config {
     pub release: Release,
     pub registries: Vec<Registry>,
     pub targets: Targets,
-    /// Whether tags are resolved through us, too, and not content by digest alone.
-    pub resolve_tags: bool,
+    /// Who is asked for tags. [`TagResolution::check`] says whether that can be done for these registries.
+    pub tags: TagResolution,
     /// Whether host tables that are there already go on to count, behind ours.
     pub prepend_existing: bool,
     /// By what the targets know this node's containerd. Files with any are for root alone.
@@ -68,7 +71,7 @@ pub fn configure(config: &Config) -> Result<Vec<Done>, Error> {
     let hosts = Rc::new(toml::Hosts {
         release: config.release.0.clone(),
         entries: config.entries(),
-        resolve_tags: config.resolve_tags,
+        tags: config.tags,
         headers: config.headers.clone(),
     });
     let is_every = config.registries.contains(&Registry::Every);
@@ -89,13 +92,14 @@ pub fn configure(config: &Config) -> Result<Vec<Done>, Error> {
 
 /// None: a registry that is mirrored because every registry is.
 fn text(hosts: &Rc<toml::Hosts>, registry: Option<&Registry>) -> certs_d::Text {
-    let hosts = Rc::clone(hosts);
-    let server = registry.and_then(Registry::server);
-    let unusual = registry.and_then(Registry::unusual_server);
+    let (hosts, registry) = (Rc::clone(hosts), registry.cloned());
     Rc::new(move |existing| match existing {
         // A server that is not named is the registry itself, as containerd knows it, with all that the keys say of it.
-        Some(existing) => existing::prepended(&hosts, existing, unusual.as_deref()),
-        None => Ok(hosts.alone(server.as_deref())),
+        Some(existing) => existing::prepended(&hosts, existing, registry.as_ref()),
+        None => {
+            let server = registry.as_ref().and_then(Registry::server);
+            Ok(hosts.alone(server.as_deref()))
+        }
     })
 }
 

@@ -11,6 +11,7 @@ use axum::routing::get;
 use peili::app::{self, App};
 use peili::config::{self, Bootstrap, Cleanup, Command, CommandLine, ListenAddr};
 use peili::node_token::NodeToken;
+use peili::oci::filter::Filter;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
 use peili::{basic_auth, commands, mirror, routing, telemetry};
@@ -149,11 +150,14 @@ fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) 
             retries: config.mirror_resolve_retries as usize,
         },
         in_flight_sharing: config.in_flight_sharing,
-        mirrored: config
-            .mirrored_registries
-            .iter()
-            .map(|registry| registry.host().map(str::to_string))
-            .collect(),
+        filter: Filter::new(
+            config
+                .mirrored_registries
+                .iter()
+                .map(|registry| registry.host().map(str::to_string))
+                .collect(),
+            config.registry_filters,
+        ),
         token: token_dir.map(|dir| NodeToken::new(&dir, config.require_node_token)),
         basic_auth,
         max_uploads: config.max_uploads,

@@ -5,6 +5,8 @@
 
 mod digest;
 pub mod distribution;
+pub mod filter;
+pub mod manifest;
 pub mod media_type;
 mod reference;
 

@@ -12,7 +12,6 @@ mod growing;
 mod manifest;
 pub mod uploads;
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,13 +26,18 @@ use axum::routing::get;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 
+use crate::advertise::Pulls;
 use crate::basic_auth::{self, Secret};
 use crate::content::{ContentStore, StoreError};
 use crate::inflight::{Inflight, Uplink};
 use crate::mirror::flight::Puller;
 use crate::mirror::{Mirror, Wanted};
 use crate::node_token::{self, Caller, NodeToken};
-use crate::oci::distribution::{AGAIN, GROWING, MIRRORED, OCI_NAMESPACE, Resource};
+use crate::oci::Repository;
+use crate::oci::distribution::{
+    AGAIN, GROWING, MIRRORED, ManifestReference, OCI_NAMESPACE, Resource,
+};
+use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
 use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
@@ -48,8 +52,10 @@ pub struct Registry {
     pub mirror: Mirror,
     pub readiness: Readiness,
     pub metrics: access::Metrics,
-    /// Hosts of the registries whose content is fetched from peers; None: every registry's.
-    pub mirrored: Option<Arc<HashSet<String>>>,
+    /// What nobody is answered, whoever asks.
+    pub filter: Arc<Filter>,
+    /// Whoever tells the cluster what is here hears from us what is being pulled.
+    pub pulls: Pulls,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<Arc<NodeToken>>,
     /// What everybody must send who asks for anything but a probe; None: nothing.
@@ -122,6 +128,8 @@ struct Asked {
     path_and_query: String,
     /// The registry on whose behalf it is asked.
     ns: Option<String>,
+    /// The repository there. None without `ns`.
+    repository: Option<Repository>,
     range: Option<String>,
     is_head: bool,
     from_peer: bool,
@@ -197,11 +205,6 @@ impl Registry {
         if !asked.is_ours {
             return Err(Miss::Stranger);
         }
-        if let (Some(mirrored), Some(ns)) = (&self.mirrored, &asked.ns)
-            && !mirrored.contains(ns)
-        {
-            return Err(Miss::NotMirrored(ns.clone()));
-        }
         Ok(Wanted {
             key: asked.resource.key().ok_or(Miss::NoKey)?,
             path_and_query: asked.path_and_query.clone(),
@@ -209,7 +212,33 @@ impl Registry {
         })
     }
 
+    /// Whether what is asked for is shared, under the name by which it is asked for: held or not, by containerd or by a
+    /// peer. A tag of nowhere is found by nobody in any case.
+    fn shares(&self, asked: &Asked) -> Result<(), Error> {
+        use ManifestReference::{Digest, Tag, TagOfNowhere};
+        if self.filter.is_open() {
+            return Ok(());
+        }
+        let shared = match (&asked.resource, &asked.repository) {
+            (Resource::Manifest(Tag(tag)), _) => self.filter.tag(tag).map_err(Miss::LeftOut),
+            (Resource::Manifest(TagOfNowhere(_)), _) => Ok(()),
+            (Resource::Manifest(Digest(digest)) | Resource::Blob(digest), Some(repository)) => {
+                let shared = self.filter.content(repository, digest);
+                if shared.is_ok() && asked.is_ours && !asked.from_peer {
+                    self.pulls.note(digest);
+                }
+                shared.map_err(Miss::LeftOut)
+            }
+            (_, None) => Err(Miss::OfNowhere),
+        };
+        shared.map_err(match &asked.resource {
+            Resource::Manifest(_) => Error::NoManifest,
+            Resource::Blob(_) => Error::NoBlob,
+        })
+    }
+
     async fn answer(&self, asked: Asked) -> Result<Answered, Error> {
+        self.shares(&asked)?;
         let mut answered = match &asked.resource {
             Resource::Blob(digest) => blob::answer(self, &asked, digest).await?,
             Resource::Manifest(reference) => manifest::answer(self, &asked, reference).await?,
@@ -253,6 +282,7 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
             Some(query) => format!("{path}?{query}"),
             None => path.to_string(),
         },
+        repository: ns.as_deref().and_then(|ns| Repository::new(ns, image).ok()),
         ns,
         // Without validators of ours no condition can hold, and then the whole is sent (RFC 9110, section 13.1.5).
         range: parts

@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peili::advertise::Pulls;
 use peili::basic_auth::{self, Secret};
 use peili::inflight::{Inflight, Uplink};
 use peili::mirror::{self, Mirror};
 use peili::node_token::{self, NodeToken};
+use peili::oci::filter::Filter;
 use peili::oci::{Digest, ImageName, Key, TagName};
 use peili::readiness::Readiness;
 use peili::registry::uploads::Uploads;
@@ -33,36 +35,37 @@ struct Node {
     readiness: Readiness,
     address: SocketAddr,
     metrics: prometheus::Registry,
+    pulls: Pulls,
     shutdown: Shutdown,
 }
 
 impl Node {
     async fn in_swarm(swarm: &FakeSwarm) -> Self {
-        Self::with(swarm, None, None).await
+        Self::with(swarm, Filter::default(), None).await
     }
 
-    async fn with(swarm: &FakeSwarm, mirrored: Option<&[&str]>, token: Option<NodeToken>) -> Self {
-        Self::serving(swarm, mirrored, token, 2).await
+    async fn with(swarm: &FakeSwarm, filter: Filter, token: Option<NodeToken>) -> Self {
+        Self::serving(swarm, filter, token, 2).await
     }
 
     async fn serving(
         swarm: &FakeSwarm,
-        mirrored: Option<&[&str]>,
+        filter: Filter,
         token: Option<NodeToken>,
         uploads: usize,
     ) -> Self {
-        Self::asking_for(swarm, mirrored, token, uploads, None).await
+        Self::asking_for(swarm, filter, token, uploads, None).await
     }
 
     /// One that asks everybody for the pair in this directory, and sends it.
     async fn with_secret(swarm: &FakeSwarm, directory: &Path, token: Option<NodeToken>) -> Self {
         let secret = Secret::load(directory).unwrap().expect("a pair");
-        Self::asking_for(swarm, None, token, 2, Some(Arc::new(secret))).await
+        Self::asking_for(swarm, Filter::default(), token, 2, Some(Arc::new(secret))).await
     }
 
     async fn asking_for(
         swarm: &FakeSwarm,
-        mirrored: Option<&[&str]>,
+        filter: Filter,
         token: Option<NodeToken>,
         uploads: usize,
         secret: Option<Arc<Secret>>,
@@ -72,6 +75,7 @@ impl Node {
         let address = server.local_addr().unwrap();
         let (store, router) = (FakeStore::default(), swarm.join(address));
         let (readiness, metrics) = (Readiness::new(), prometheus::Registry::new());
+        let pulls = Pulls::default();
         let routes = registry::router(Registry {
             store: Arc::new(store.clone()),
             mirror: Mirror::new(
@@ -85,8 +89,8 @@ impl Node {
             .with_basic_auth(secret.clone()),
             readiness: readiness.clone(),
             metrics: registry::access::Metrics::new(&metrics),
-            mirrored: mirrored
-                .map(|hosts| Arc::new(hosts.iter().map(|host| (*host).to_string()).collect())),
+            filter: Arc::new(filter),
+            pulls: pulls.clone(),
             token: token.map(Arc::new),
             basic_auth: secret,
             uploads: Uploads::new(uploads),
@@ -101,6 +105,7 @@ impl Node {
             readiness,
             address,
             metrics,
+            pulls,
             shutdown,
         }
     }
@@ -375,17 +380,134 @@ async fn a_peers_request_goes_no_further() {
     assert_eq!(asked.get(&path).await.status, 200);
 }
 
+fn filter(registries: &[&str], patterns: &[&str]) -> Filter {
+    let hosts = || registries.iter().map(|host| host.to_string()).collect();
+    let patterns = patterns.iter().map(|text| text.parse().unwrap());
+    Filter::new((!registries.is_empty()).then(hosts), patterns.collect())
+}
+
 #[tokio::test]
-async fn only_mirrored_registries_are_looked_up() {
+async fn what_is_left_out_is_neither_served_nor_fetched_whoever_asks() {
     let swarm = FakeSwarm::new();
     let holder = Node::in_swarm(&swarm).await;
-    let asker = Node::with(&swarm, Some(&["docker.io"]), None).await;
-    let blob = holder.hold("blob").await;
+    let there = holder.hold("there").await;
+    let manifest_there = holder.hold(format!("{MANIFEST} ")).await;
+    for name in [
+        "open.test/app:v1",
+        "open.test/secret:v1",
+        "other.test/app:v1",
+    ] {
+        holder.hold_tag(&tag(name), &manifest_there).await;
+    }
+    let peer = [("x-spegel-mirrored", "true")];
+    for (filter, ns, name, shared) in [
+        (filter(&["open.test"], &[]), "open.test", "app", true),
+        (filter(&["open.test"], &[]), "other.test", "app", false),
+        (filter(&[], &["/secret[:@]"]), "open.test", "app", true),
+        (filter(&[], &["/secret[:@]"]), "open.test", "secret", false),
+        (filter(&["open.test"], &["x"]), "other.test", "app", false),
+    ] {
+        let before = holder.count("peili_upload_requests_total", "local");
+        let node = Node::with(&swarm, filter, None).await;
+        let here = node.hold("here").await;
+        let manifest_here = node.hold(MANIFEST).await;
+        node.hold_tag(&tag(&format!("{ns}/{name}:here")), &manifest_here)
+            .await;
+        for (kind, reference, is_here) in [
+            ("blobs", here.as_str(), true),
+            ("manifests", manifest_here.as_str(), true),
+            ("manifests", "here", true),
+            ("blobs", there.as_str(), false),
+            ("manifests", manifest_there.as_str(), false),
+            ("manifests", "v1", false),
+        ] {
+            let path = format!("/v2/{name}/{kind}/{reference}?ns={ns}");
+            let status = if shared { 200 } else { 404 };
 
-    let path = |ns| format!("/v2/app/blobs/{blob}?ns={ns}");
+            let ours = node.get(&path).await;
+            let theirs = node.ask("GET", &path, &peer).await;
 
-    assert_eq!(asker.get(&path("docker.io")).await.status, 200);
-    assert_eq!(asker.get(&path("ghcr.io")).await.status, 404);
+            assert_eq!(ours.status, status, "{path}");
+            let fetched = if is_here { status } else { 404 };
+            assert_eq!(theirs.status, fetched, "{path}");
+            if !shared {
+                let said = String::from_utf8_lossy(&ours.body).into_owned();
+                let why = ["is left out", "is not among the mirrored registries"];
+                assert!(why.iter().any(|why| said.contains(why)), "{said}");
+                assert_eq!(ours.body, theirs.body);
+                // Neither the tag's digest nor the content's length.
+                let head = node.ask("HEAD", &path, &[]).await;
+                assert_eq!(head.status, 404, "{path}");
+                assert_eq!(head.header("docker-content-digest"), None, "{path}");
+            }
+        }
+        let asked = holder.count("peili_upload_requests_total", "local") - before;
+        assert_eq!(asked, if shared { 3 } else { 0 }, "{ns} {name}");
+    }
+}
+
+#[tokio::test]
+async fn content_is_served_under_the_name_of_an_image_that_shares_it() {
+    let swarm = FakeSwarm::new();
+    let node = Node::with(&swarm, filter(&[], &["secret", ":latest$"]), None).await;
+    let (both, manifest) = (node.hold("both").await, node.hold(MANIFEST).await);
+    node.hold_tag(&tag("a.test/app:latest"), &manifest).await;
+    for (path, status) in [
+        (format!("/v2/secret/blobs/{both}?ns=a.test"), 404),
+        (format!("/v2/app/blobs/{both}?ns=a.test"), 200),
+        // Of which registry?
+        (format!("/v2/app/blobs/{both}"), 404),
+        ("/v2/app/manifests/latest?ns=a.test".to_string(), 404),
+        (format!("/v2/app/manifests/{manifest}?ns=a.test"), 200),
+        // At an entry of hosts.toml that is asked again, too.
+        (format!("/again/1/v2/secret/blobs/{both}?ns=a.test"), 404),
+        (format!("/again/1/v2/app/blobs/{both}?ns=a.test"), 200),
+    ] {
+        for headers in [&[][..], &[("x-spegel-mirrored", "true")]] {
+            let answer = node.ask("GET", &path, headers).await;
+            assert_eq!(answer.status, status, "{path}");
+        }
+    }
+}
+
+/// Flow 1 with a filter: a layer that containerd pulls has no name but the one under which it was asked for.
+#[tokio::test]
+async fn what_containerd_pulls_is_told_under_the_name_by_which_it_has_asked() {
+    let swarm = FakeSwarm::new();
+    let filter = filter(&[], &["^a.test:5000/secret"]);
+    let node = Node::with(&swarm, filter.clone(), None).await;
+    let stop = CancellationToken::new();
+    node.shutdown.spawn(peili::advertise::run(
+        Arc::new(node.store.clone()),
+        Arc::new(node.router.clone()),
+        Arc::new(filter),
+        node.pulls.clone(),
+        node.readiness.guard("content"),
+        stop.clone(),
+    ));
+    let [open, secret, theirs] = ["open", "secret", "theirs"].map(|b| Digest::sha256(b.as_bytes()));
+    let peer = [("x-spegel-mirrored", "true")];
+    for (name, digest, headers) in [
+        ("secret", &secret, &[][..]),
+        ("open", &theirs, &peer),
+        ("open", &open, &[]),
+    ] {
+        let path = format!("/v2/{name}/blobs/{digest}?ns=a.test%3A5000");
+        assert_eq!(node.ask("GET", &path, headers).await.status, 404);
+    }
+
+    for blob in ["secret", "theirs", "open"] {
+        node.store.add_blob(blob);
+    }
+
+    peili::testing::eventually("it is told", Duration::from_secs(5), || async {
+        let told = node.router.advertised();
+        told.contains(&Key::Content(open.clone())).then_some(())
+    })
+    .await;
+    assert_eq!(node.router.advertised().len(), 1);
+    stop.cancel();
+    assert_eq!(node.shutdown.finish(Duration::from_secs(5)).await, 0);
 }
 
 #[tokio::test]
@@ -396,7 +518,7 @@ async fn only_who_sends_the_nodes_token_is_fetched_for() {
     let there = holder.hold("there").await;
     for is_required in [false, true] {
         let judge = NodeToken::new(data.path(), is_required);
-        let node = Node::with(&swarm, None, Some(judge)).await;
+        let node = Node::with(&swarm, Filter::default(), Some(judge)).await;
         let here = node.hold("here").await;
         let (there, here) = (
             format!("/v2/app/blobs/{there}"),
@@ -656,7 +778,7 @@ async fn peers_beyond_the_limit_are_sent_elsewhere_and_containerd_never_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_pullers_leave_room_for_everything_small() {
     let swarm = FakeSwarm::new();
-    let node = Node::serving(&swarm, None, None, 64).await;
+    let node = Node::serving(&swarm, Filter::default(), None, 64).await;
     let large = node.hold(noise(20 << 20, 1)).await;
     let manifest = node.hold(MANIFEST).await;
     let memory = resident();
@@ -991,6 +1113,8 @@ async fn the_cluster_is_told_what_the_node_holds_and_no_more() {
     node.shutdown.spawn(peili::advertise::run(
         Arc::new(node.store.clone()),
         Arc::new(node.router.clone()),
+        Arc::default(),
+        node.pulls.clone(),
         node.readiness.guard("content"),
         stop.clone(),
     ));

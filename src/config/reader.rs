@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::options::{RawDirectory, RawRelease};
+use super::options::{RawConfiguration, RawDirectory, RawRelease};
 use super::value::{self, ListenAddr};
 use super::{Refusal, USAGE};
 use crate::hosts;
+use crate::oci::filter::{Pattern, PatternError};
 use crate::routing::kad::MAX_ZONE;
 
 /// Why a value cannot be used, and what to write instead.
@@ -59,6 +60,24 @@ pub(super) fn list(raw: &[String]) -> impl Iterator<Item = &str> {
     raw.iter()
         .map(|text| text.trim())
         .filter(|text| !text.is_empty())
+}
+
+/// What stands between commas, but for those of a repetition: `a{2,3}` is one expression.
+fn parted(text: &str) -> Vec<&str> {
+    let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let (mut parts, mut start) = (Vec::new(), 0);
+    for (comma, _) in text.match_indices(',') {
+        let from = text[start..comma].rsplit_once('{').map(|(_, from)| from);
+        let to = text[comma + 1..].split_once('}').map(|(to, _)| to);
+        let is_repetition = from.is_some_and(|from| !from.is_empty() && is_number(from))
+            && to.is_some_and(is_number);
+        if !is_repetition {
+            parts.push(&text[start..comma]);
+            start = comma + 1;
+        }
+    }
+    parts.push(&text[start..]);
+    parts
 }
 
 #[derive(Debug)]
@@ -186,6 +205,55 @@ impl Reader {
     pub(super) fn registries(&mut self, raw: &[String]) -> Option<Vec<hosts::Registry>> {
         let texts: Vec<_> = list(raw).collect();
         self.hosts("mirrored-registries", hosts::Registry::list(&texts))
+    }
+
+    /// Two options for one thing, of which Spegel has one: they may not contradict each other.
+    pub(super) fn tag_resolution(
+        &mut self,
+        raw: &RawConfiguration,
+        registries: Option<&[hosts::Registry]>,
+    ) -> Option<hosts::TagResolution> {
+        use hosts::TagResolution::{ClusterFirst, UpstreamOnly};
+        let (flag, text) = ("tag-resolution", raw.tag_resolution.trim());
+        let said = match text {
+            "" => Some(None),
+            text => {
+                let said = text.parse().map_err(|mistake| vec![mistake]);
+                self.hosts(flag, said).map(Some)
+            }
+        };
+        let asks_cluster = match raw.resolve_tags.trim() {
+            "" => Some(None),
+            text => self.boolean("resolve-tags", text).map(Some),
+        };
+        let policy = match (said?, asks_cluster?) {
+            (None, None | Some(true)) => ClusterFirst,
+            (None, Some(false)) => UpstreamOnly,
+            (Some(said), Some(asks_cluster)) if asks_cluster == (said == UpstreamOnly) => {
+                let reason = format!("contradicts --resolve-tags={asks_cluster} [RESOLVE_TAGS]");
+                let cure =
+                    "leave --resolve-tags out: false is upstream-only, and true one of the others";
+                self.mistake(flag, text, reason, cure);
+                return None;
+            }
+            (Some(said), _) => said,
+        };
+        let checked = policy.check(registries?).map_err(|mistake| vec![mistake]);
+        self.hosts(flag, checked).map(|()| policy)
+    }
+
+    /// Regular expressions, one value each or parted by commas.
+    pub(super) fn patterns(&mut self, flag: &str, raw: &[String]) -> Option<Vec<Pattern>> {
+        let texts = raw.iter().flat_map(|text| parted(text));
+        let texts = texts.map(str::trim).filter(|text| !text.is_empty());
+        let cure = "write it as ^ghcr\\.io/team/ or :latest$, and a comma in it as \\x2c";
+        let read = |text: &str| {
+            text.parse()
+                .or_else(|e: PatternError| refuse(e.to_string(), cure))
+        };
+        let read: Vec<_> = texts.map(|text| self.read(flag, text, read)).collect();
+        // All of them are read before the first mistake counts.
+        read.into_iter().collect()
     }
 
     pub(super) fn hosts<T>(

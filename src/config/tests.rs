@@ -53,6 +53,7 @@ fn the_daemons_defaults_are_spegels() {
             in_flight_sharing: InFlightSharing::Auto,
             zone: None,
             mirrored_registries: vec![hosts::Registry::Every],
+            registry_filters: Vec::new(),
             advertise_addrs: Vec::new(),
             shutdown_grace_period: Duration::from_secs(30),
         }
@@ -74,7 +75,7 @@ fn a_list_takes_several_values_after_one_flag() {
         config.hosts.targets.urls().collect::<Vec<_>>(),
         ["http://192.0.2.7:30020", "http://192.0.2.8:30020"]
     );
-    assert!(!config.hosts.resolve_tags);
+    assert_eq!(config.hosts.tags, hosts::TagResolution::UpstreamOnly);
     assert_eq!(
         config.hosts.directory,
         PathBuf::from("/etc/containerd/certs.d")
@@ -82,13 +83,121 @@ fn a_list_takes_several_values_after_one_flag() {
 }
 
 #[test]
-fn resolve_tags_is_true_bare_and_by_default() {
-    for words in ["", "--resolve-tags", "--resolve-tags=true"] {
-        let words = format!("configuration {words} --mirror-targets http://a");
+fn resolve_tags_is_true_bare_and_by_default_and_agrees_with_the_finer_option() {
+    use hosts::TagResolution::{ClusterFirst, UpstreamFirst, UpstreamOnly};
+    for (words, tags) in [
+        ("", ClusterFirst),
+        ("--resolve-tags", ClusterFirst),
+        ("--resolve-tags=true", ClusterFirst),
+        ("--resolve-tags=false", UpstreamOnly),
+        ("--tag-resolution cluster-first", ClusterFirst),
+        ("--tag-resolution=upstream-first", UpstreamFirst),
+        ("--tag-resolution upstream-only", UpstreamOnly),
+        (
+            "--tag-resolution cluster-first --resolve-tags",
+            ClusterFirst,
+        ),
+        (
+            "--tag-resolution upstream-first --resolve-tags=true",
+            UpstreamFirst,
+        ),
+        (
+            "--tag-resolution upstream-only --resolve-tags=false",
+            UpstreamOnly,
+        ),
+        // As a chart writes what nobody has set.
+        ("--tag-resolution= --resolve-tags=", ClusterFirst),
+    ] {
+        let words = format!(
+            "configuration --mirror-targets http://a --mirrored-registries https://docker.io {words}"
+        );
         let Command::Configuration(config) = command(&words) else {
             panic!("{words}");
         };
-        assert!(config.hosts.resolve_tags, "{words}");
+        assert_eq!(config.hosts.tags, tags, "{words}");
+    }
+    for (words, said) in [
+        (
+            "--tag-resolution upstream-only --resolve-tags=true",
+            "--tag-resolution [TAG_RESOLUTION] \"upstream-only\" contradicts --resolve-tags=true [RESOLVE_TAGS]: leave",
+        ),
+        (
+            "--tag-resolution upstream-first --resolve-tags=false",
+            "\"upstream-first\" contradicts --resolve-tags=false",
+        ),
+        (
+            "--tag-resolution cluster-first --resolve-tags=false",
+            "\"cluster-first\" contradicts --resolve-tags=false",
+        ),
+        (
+            "--tag-resolution never",
+            "--tag-resolution [TAG_RESOLUTION] \"never\" is no way to resolve tags: write cluster-first, upstream-first or \
+             upstream-only",
+        ),
+        (
+            "--resolve-tags=no",
+            "--resolve-tags [RESOLVE_TAGS] \"no\" is neither true nor false",
+        ),
+    ] {
+        let text = refused(&format!("configuration --mirror-targets http://a {words}"));
+        assert!(text.contains(said), "{words}: {text}");
+        assert!(text.starts_with("peili: one value"), "{words}: {text}");
+    }
+}
+
+#[test]
+fn under_the_wildcard_no_registry_can_be_asked_first() {
+    for registries in [
+        "",
+        "--mirrored-registries *",
+        "--mirrored-registries https://docker.io _default",
+    ] {
+        let words = "configuration --mirror-targets http://a --tag-resolution upstream-first";
+        let text = refused(&format!("{words} {registries}"));
+
+        let said = "--tag-resolution [TAG_RESOLUTION] \"upstream-first\" needs each registry's own address";
+        assert!(text.contains(said), "{text}");
+        assert!(
+            text.contains("name the registries, such as --mirrored-registries"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn filters_are_regular_expressions_and_all_that_are_none_are_told_at_once() {
+    let patterns = |words: &str| {
+        let patterns = daemon(words).registry_filters;
+        patterns.iter().map(Pattern::to_string).collect::<Vec<_>>()
+    };
+    for (words, expected) in [
+        ("--registry-filters=", &[][..]),
+        (
+            r"--registry-filters ^ghcr\.io/ :latest$",
+            &[r#""^ghcr\\.io/""#, r#"":latest$""#],
+        ),
+        // As a variable has them; a comma in a repetition is none between two.
+        (
+            "--registry-filters a{2,3}b,c{1,},[{],:v1$",
+            &[r#""a{2,3}b""#, r#""c{1,}""#, r#""[{]""#, r#"":v1$""#],
+        ),
+        (r"--registry-filters a\x2cb,,c", &[r#""a\\x2cb""#, r#""c""#]),
+    ] {
+        assert_eq!(patterns(words), expected, "{words}");
+    }
+
+    let words = "registry --bootstrap-kind dns --dns-bootstrap-domain d --metrics-addr x";
+    let text = refused(&format!("{words} --registry-filters ( ok a{{2,1}} [a,b]"));
+    for said in [
+        "4 values cannot be used",
+        "--registry-filters [REGISTRY_FILTERS] \"(\" is no regular expression (unclosed group): write it as ^ghcr",
+        "\"a{2,1}\" is no regular expression (invalid repetition count range",
+        // A comma that parts what belongs together.
+        "\"[a\" is no regular expression (unclosed character class): write it as ^ghcr\\.io/team/ or :latest$, and a comma \
+         in it as \\x2c",
+        "--metrics-addr [METRICS_ADDR] \"x\"",
+    ] {
+        assert!(text.contains(said), "{said}\n{text}");
     }
 }
 

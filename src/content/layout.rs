@@ -18,8 +18,8 @@ use futures::stream::BoxStream;
 use tracing::{info, warn};
 
 use super::skipped::Skipped;
-use super::{Blob, ContentStore, Snapshot, StoreError, blob_dir};
-use crate::oci::{Digest, Key, TagName};
+use super::{Blob, ContentStore, Image, Snapshot, StoreError, blob_dir};
+use crate::oci::{Digest, TagName};
 use crate::readiness::Readiness;
 use index::Tags;
 
@@ -194,9 +194,13 @@ impl Inner {
         let tags = self.tags()?;
         let blobs = self.list_blobs()?;
         let held = tags.iter().filter(|(_, digest)| blobs.contains(digest));
-        let mut keys: HashSet<Key> = held.map(|(tag, _)| Key::Tag(tag.clone())).collect();
-        keys.extend(blobs.into_iter().map(Key::Content));
-        Ok(Snapshot(keys))
+        let images = held.map(|(tag, digest)| Image {
+            repository: tag.repository().clone(),
+            tag: Some(tag.clone()),
+            manifest: digest.clone(),
+        });
+        let images = images.collect();
+        Ok(Snapshot { images, blobs })
     }
 
     fn list_blobs(&self) -> Result<HashSet<Digest>, StoreError> {

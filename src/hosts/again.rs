@@ -111,7 +111,7 @@ fn is_this_machines(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::existing;
+    use super::super::{TagResolution, existing};
     use super::*;
 
     fn targets(texts: &[&str]) -> Targets {
@@ -194,7 +194,7 @@ mod tests {
         toml::Hosts {
             release: "peili".to_string(),
             entries,
-            resolve_tags: true,
+            tags: TagResolution::default(),
             headers: Vec::new(),
         }
     }
@@ -218,6 +218,16 @@ mod tests {
             entries.reverse();
             file(entries)
         };
+        let upstream_first = |containerd: &str| {
+            let entries = entries(&targets(&[own]), Some(&version(containerd)), is_node);
+            let hosts = toml::Hosts {
+                tags: TagResolution::UpstreamFirst,
+                ..hosts(entries)
+            };
+            // A registry on the node itself, which is listed once.
+            hosts.alone(Some("http://192.0.2.7:5000"))
+        };
+        let (first_one, first_four) = (upstream_first("1.7"), upstream_first("2.1"));
         let mine = "\n[host.\"http://192.0.2.9:1\"]\n";
         let before_mine = {
             let entries = entries(&targets(&[own]), Some(&version("2.1")), is_node);
@@ -232,6 +242,10 @@ mod tests {
             (&before_mine, "2.1", Fit::Suits),
             (&before_mine, "1.7", many.clone()),
             (&remote, "2.1", Fit::Suits),
+            (&first_one, "1.7", Fit::Suits),
+            (&first_four, "2.1", Fit::Suits),
+            (&first_one, "2.1", few.clone()),
+            (&first_four, "1.7", many.clone()),
             (&one, "2.1", few.clone()),
             (&four, "1.7", many),
             // After the last word nobody asks again.

@@ -5,7 +5,9 @@
 
 use toml_edit::{Array, Decor, DocumentMut, Item, Key, RawString, Table, Value};
 
+use super::tags::TagResolution;
 use super::toml::Hosts;
+use super::{Registry, upstream};
 
 /// Why our tables cannot be put before what is there. containerd could not read it either, and takes it for empty.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,14 +16,18 @@ pub enum Unmergeable {
     NoToml(String),
     #[error("its {0} is no table of hosts")]
     NoHosts(String),
+    /// Only where the registry has to be known.
+    #[error("its server is no text")]
+    BadServer,
 }
 
-/// The file with our tables first, then those of `existing`. A table of ours that it has already counts once, as ours.
-/// `server` is added where it names none.
+/// The file with our tables first, then those of `existing`, then those that we have behind. A table of ours that it has
+/// already counts once, as ours. Where it names no server it is that of the `registry`, which is said if it is not what
+/// containerd would take.
 pub fn prepended(
     hosts: &Hosts,
     existing: &str,
-    server: Option<&str>,
+    registry: Option<&Registry>,
 ) -> Result<String, Unmergeable> {
     let mut document = parse(existing)?;
     let root = without_headings(&document);
@@ -41,12 +47,29 @@ pub fn prepended(
             (root, tables.to_string())
         }
     };
-    let server = server.filter(|_| !document.contains_key("server"));
-    let server = server.map_or(String::new(), |url| format!("server = \"{url}\"\n"));
+    let unusual = registry.and_then(Registry::unusual_server);
+    let unusual = unusual.filter(|_| !document.contains_key("server"));
+    let server = unusual.map_or(String::new(), |url| format!("server = \"{url}\"\n"));
     let ours = hosts.tables();
-    let text = hosts.marked(&format!("{server}{root}{ours}{FOUND}{theirs}"));
+    let behind = match hosts.tags {
+        TagResolution::UpstreamFirst => {
+            let usual = registry.and_then(Registry::server);
+            let server = upstream::server(&document)?.or(usual.as_deref());
+            let tables = hosts.tables_behind(&document, server);
+            let newline = if theirs.is_empty() || theirs.ends_with('\n') {
+                ""
+            } else {
+                "\n"
+            };
+            format!("{newline}{BEHIND}{tables}")
+        }
+        TagResolution::ClusterFirst | TagResolution::UpstreamOnly => String::new(),
+    };
+    let text = hosts.marked(&format!("{server}{root}{ours}{FOUND}{theirs}{behind}"));
     parse(&text).map(|_| text)
 }
+
+const BEHIND: &str = "\n# From here on ours again: the registry, with its keys from above, and us for the tags of one that does not answer.\n";
 
 const FOUND: &str = "\n# From here on as it was found. It is kept in _backup: what is changed there counts at the next run.\n";
 

@@ -10,7 +10,7 @@ const BEGIN: &str = "# Written by peili: ";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub release: String,
-    /// How many host tables are ours: the first ones.
+    /// How many host tables before all others are ours. Those behind others are not counted.
     pub hosts: usize,
 }
 

@@ -8,6 +8,7 @@ mod releases;
 mod rendered;
 mod since;
 mod spegel;
+mod upstream;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -102,7 +103,7 @@ fn config(root: &Path, registries: &[&str], port: u16) -> Config {
         release: release("peili"),
         registries: Registry::list(registries).expect("registries"),
         targets: Targets::list(&[format!("http://127.0.0.1:{port}")]).expect("targets"),
-        resolve_tags: true,
+        tags: TagResolution::default(),
         prepend_existing: false,
         headers: Vec::new(),
         containerd: None,

@@ -1,9 +1,15 @@
 //! What we say in a `hosts.toml`: our host tables, and the whole file where there was none before.
 //!
 //! Keys before the first table (`server`, `ca`, `client`, `skip_verify`, `header`) concern the registry itself, whom
-//! containerd asks last, and never a mirror. So ours and an administrator's do not meet.
+//! containerd asks last, and never a mirror. So ours and an administrator's do not meet. Where the registry is asked for
+//! tags before us, it has a table of its own with the same keys ([`super::upstream`]), and we stand in front of it and
+//! behind it.
+
+use toml_edit::{DocumentMut, Item};
 
 use super::mark::Mark;
+use super::tags::TagResolution;
+use super::upstream;
 
 /// A request header that containerd sends to a target. The value has no quote, backslash or control character.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,23 +51,61 @@ const ABOUT: &str = "\
 pub struct Hosts {
     pub release: String,
     pub entries: Vec<Entry>,
-    pub resolve_tags: bool,
+    pub tags: TagResolution,
     pub headers: Vec<Header>,
 }
 
 impl Hosts {
     /// A file of its own. Without `server` each registry is its own, so that one file does for all of them.
     pub fn alone(&self, server: Option<&str>) -> String {
-        let server = server.map_or(String::new(), |url| format!("server = \"{url}\"\n"));
-        self.marked(&format!("{server}{}", self.tables()))
+        let line = server.map_or(String::new(), |url| format!("server = \"{url}\"\n"));
+        let behind = self.tables_behind(&DocumentMut::new(), server);
+        self.marked(&format!("{line}{}{behind}", self.tables()))
     }
 
     /// Our host tables, in order, each after an empty line.
     pub fn tables(&self) -> String {
-        self.entries
-            .iter()
-            .map(|entry| self.table(entry))
-            .collect::<String>()
+        let resolves = self.tags == TagResolution::ClusterFirst;
+        let table = |entry: &Entry| {
+            let overrides_path = !matches!(entry, Entry::Last(_));
+            // Who is closest to a tag is asked once: there is nothing to wait for.
+            let resolves = resolves && !matches!(entry, Entry::Again(_));
+            self.table(entry, entry.url(), resolves, overrides_path)
+        };
+        self.entries.iter().map(table).collect()
+    }
+
+    /// What comes behind all that is in `existing`, where tags are the registry's to say: the registry at `server`, unless
+    /// it stands there already, and each of our targets once more, for the tags of a registry that does not answer.
+    pub fn tables_behind(&self, existing: &DocumentMut, server: Option<&str>) -> String {
+        if self.tags != TagResolution::UpstreamFirst {
+            return String::new();
+        }
+        let mut taken: Vec<String> = self.entries.iter().map(|e| e.url().to_string()).collect();
+        let theirs = existing.get("host").and_then(Item::as_table_like);
+        let theirs = theirs.into_iter().flat_map(|hosts| hosts.iter());
+        taken.extend(theirs.map(|(url, _)| url.to_string()));
+        // containerd takes the slashes at the end away; to TOML it is another key.
+        let mut free = |url: &str| {
+            let mut url = url.to_string();
+            while taken.contains(&url) {
+                url.push('/');
+            }
+            taken.push(url.clone());
+            url
+        };
+        let own = server.and_then(|url| upstream::own_table(existing, url, &free(url)));
+        let mut text = own.unwrap_or_default();
+        for entry in &self.entries {
+            let url = match entry {
+                Entry::Again(_) => continue,
+                // What containerd appends to the plain URL.
+                Entry::Last(url) => free(&format!("{url}/v2")),
+                Entry::Below(url) => free(url),
+            };
+            text += &self.table(entry, &url, true, true);
+        }
+        text
     }
 
     pub fn marked(&self, body: &str) -> String {
@@ -73,10 +117,7 @@ impl Hosts {
     }
 
     // Nothing needs escaping: no type lets a quote or a backslash in.
-    fn table(&self, entry: &Entry) -> String {
-        let url = entry.url();
-        // Who is closest to a tag is asked once: there is nothing to wait for.
-        let resolves = self.resolve_tags && !matches!(entry, Entry::Again(_));
+    fn table(&self, entry: &Entry, url: &str, resolves: bool, overrides_path: bool) -> String {
         let capabilities = if resolves {
             r#"["pull", "resolve"]"#
         } else {
@@ -85,7 +126,7 @@ impl Hosts {
         let mut text = format!(
             "\n[host.\"{url}\"]\ncapabilities = {capabilities}\ndial_timeout = \"{DIAL_TIMEOUT}\"\n"
         );
-        if let Entry::Again(_) | Entry::Below(_) = entry {
+        if overrides_path {
             text += "override_path = true\n";
         }
         if !self.headers.is_empty() && !matches!(entry, Entry::Below(_)) {
@@ -100,7 +141,7 @@ impl Hosts {
 
 /// The URLs of all host tables in the order of the file, which is that of asking. None: it is no TOML, or has no table.
 pub fn urls(text: &str) -> Option<Vec<String>> {
-    let document = text.parse::<toml_edit::DocumentMut>().ok()?;
+    let document = text.parse::<DocumentMut>().ok()?;
     let hosts = document.get("host")?.as_table_like()?;
     Some(hosts.iter().map(|(url, _)| url.to_string()).collect())
 }
@@ -108,7 +149,7 @@ pub fn urls(text: &str) -> Option<Vec<String>> {
 /// Looks like what Spegel writes, which leaves no mark: its first host says how long to dial and what it can do, and
 /// nothing else but perhaps a password. (Hosts that follow may be those that it found.)
 pub fn is_spegels(text: &str) -> bool {
-    let Ok(document) = text.parse::<toml_edit::DocumentMut>() else {
+    let Ok(document) = text.parse::<DocumentMut>() else {
         return false;
     };
     let first = document

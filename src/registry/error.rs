@@ -11,6 +11,7 @@ use crate::basic_auth;
 use crate::mirror::FetchError;
 use crate::oci::ReferenceError;
 use crate::oci::distribution::{FLIGHT, Flight, HOLDERS, PathError};
+use crate::oci::filter::LeftOut;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -52,8 +53,14 @@ pub(super) enum Miss {
     Flight(Flight),
     #[error("not held here, and without the node's token nothing is fetched")]
     Stranger,
-    #[error("not held here, and {0} is not among the mirrored registries")]
-    NotMirrored(String),
+    #[error(transparent)]
+    LeftOut(LeftOut),
+    /// Only where something is left out at all.
+    #[error(
+        "some registries or images are left out, and content of which registry is this? A mirror needs \
+         ?ns=<registry> to know"
+    )]
+    OfNowhere,
     #[error("not held here, and a tag of which registry? A mirror needs ?ns=<registry> to know")]
     NoKey,
     #[error(transparent)]

@@ -1,6 +1,6 @@
 //! A content store in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,8 +12,8 @@ use futures::{StreamExt, stream::iter};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 
-use crate::content::{Blob, ContentStore, ReadRange, Snapshot, StoreError};
-use crate::oci::{Digest, Key, TagName};
+use crate::content::{Blob, ContentStore, Image, ReadRange, Snapshot, StoreError};
+use crate::oci::{Digest, TagName};
 
 /// Cloneable; all clones hold the same.
 #[derive(Clone)]
@@ -108,9 +108,15 @@ impl FakeStore {
         let held = self.reachable().ok()?;
         let tags = held.tags.iter();
         let tags = tags.filter(|(_, digest)| held.blobs.contains_key(digest));
-        let mut keys: HashSet<Key> = tags.map(|(tag, _)| Key::Tag(tag.clone())).collect();
-        keys.extend(held.blobs.keys().cloned().map(Key::Content));
-        Some(Snapshot(keys))
+        let images = tags.map(|(tag, digest)| Image {
+            repository: tag.repository().clone(),
+            tag: Some(tag.clone()),
+            manifest: digest.clone(),
+        });
+        Some(Snapshot {
+            images: images.collect(),
+            blobs: held.blobs.keys().cloned().collect(),
+        })
     }
 }
 

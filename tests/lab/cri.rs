@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic_prost::ProstCodec;
@@ -24,7 +26,38 @@ struct ImageReference {
     image: String,
 }
 
-/// PullImageRequest, RemoveImageRequest and ImageFilter are alike in what is used of them.
+#[derive(Clone, PartialEq, Message)]
+struct AuthConfig {
+    #[prost(string, tag = "1")]
+    username: String,
+    #[prost(string, tag = "2")]
+    password: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageReference>,
+    #[prost(message, optional, tag = "2")]
+    auth: Option<AuthConfig>,
+}
+
+/// Whom a registry knows: what an imagePullSecret says.
+#[derive(Clone, Copy, Debug)]
+pub struct Login {
+    pub user: &'static str,
+    pub password: &'static str,
+}
+
+impl Login {
+    /// As basic auth sends it.
+    pub fn header(&self) -> String {
+        let login = format!("{}:{}", self.user, self.password);
+        format!("Basic {}", STANDARD.encode(login))
+    }
+}
+
+/// RemoveImageRequest and ImageFilter are alike in what is used of them.
 #[derive(Clone, PartialEq, Message)]
 struct OfImage {
     #[prost(message, optional, tag = "1")]
@@ -89,10 +122,17 @@ pub struct Pulled {
     pub took: Duration,
 }
 
-pub async fn pull(socket: &Path, reference: &str) -> Result<Pulled> {
+/// With the pod's credentials, if it has any.
+pub async fn pull(socket: &Path, reference: &str, login: Option<&Login>) -> Result<Pulled> {
     let start = Instant::now();
-    let answer: PullImageResponse =
-        call(socket, PULL, OfImage::new(reference), PULL_TIMEOUT).await?;
+    let request = PullImageRequest {
+        image: OfImage::new(reference).image,
+        auth: login.map(|login| AuthConfig {
+            username: login.user.to_owned(),
+            password: login.password.to_owned(),
+        }),
+    };
+    let answer: PullImageResponse = call(socket, PULL, request, PULL_TIMEOUT).await?;
     Ok(Pulled {
         id: answer.image_ref,
         took: start.elapsed(),

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::Shared;
 use super::containerd::{Containerd, Settings, choose};
-use super::cri::{self, CriImage, Pulled};
+use super::cri::{self, CriImage, Login, Pulled};
 use super::http::{self, Answer, Upload};
 use super::image::Image;
 use super::net::{Direction, Netns};
@@ -157,7 +157,14 @@ impl Node {
     }
 
     pub async fn cri_pull(&self, reference: &str) -> Result<Pulled> {
-        cri::pull(&self.containerd.socket(), reference)
+        cri::pull(&self.containerd.socket(), reference, None)
+            .await
+            .with_context(|| format!("{} pulling {reference}", self.name))
+    }
+
+    /// With a pod's credentials for the registry.
+    pub async fn cri_pull_as(&self, reference: &str, login: &Login) -> Result<Pulled> {
+        cri::pull(&self.containerd.socket(), reference, Some(login))
             .await
             .with_context(|| format!("{} pulling {reference}", self.name))
     }

@@ -15,18 +15,22 @@ use anyhow::Result;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, combinators::BoxBody};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::cri::Login;
 use super::net::{Entrance, Netns};
 use super::registry::{Access, Served};
 
-/// What differs from the registry behind it. All speak of GETs of blobs only.
+/// What differs from the registry behind it. All but the login speak of GETs of blobs only.
 #[derive(Clone, Debug)]
 pub enum Rule {
+    /// Whoever does not send it gets 401, whatever he asks for.
+    Login(Login),
     /// Every answer's head comes so much later.
     Late(Duration),
     /// This client gets 401 for these digests.
@@ -134,6 +138,12 @@ async fn answer(
     let is_get = request.method() == Method::GET;
     let mut flip = false;
     let mut refused = false;
+    for rule in shared.rules.iter() {
+        if let Rule::Login(login) = rule {
+            let sent = request.headers().get(AUTHORIZATION);
+            refused |= sent.is_none_or(|sent| *sent != login.header());
+        }
+    }
     if is_get && path.contains("/blobs/") {
         for rule in shared.rules.iter() {
             match rule {
@@ -142,6 +152,7 @@ async fn answer(
                     refused |= *c == client && digests.iter().any(|d| path.ends_with(d));
                 }
                 Rule::Corrupt { digest } => flip |= path.ends_with(digest),
+                Rule::Login(_) => {}
             }
         }
     }
@@ -173,6 +184,10 @@ fn status(status: StatusCode) -> Answer {
     let body = Empty::new().map_err(|never| match never {});
     let mut response = Response::new(body.boxed());
     *response.status_mut() = status;
+    if status == StatusCode::UNAUTHORIZED {
+        let challenge = HeaderValue::from_static("Basic realm=\"lab\"");
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
     response
 }
 

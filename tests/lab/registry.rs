@@ -98,6 +98,15 @@ impl Registry {
         Ok(())
     }
 
+    /// Nobody answers any more, neither it nor the proxy before it.
+    pub async fn vanish(&self) -> Result<()> {
+        let proxy = self.proxy.lock().unwrap().take();
+        if let Some(proxy) = proxy {
+            proxy.stop().await;
+        }
+        self.stop().await
+    }
+
     /// Puts a proxy with these rules before it. [`Registry::served`] tells what went through the proxy from then on.
     pub async fn front(&self, rules: Vec<Rule>) -> Result<()> {
         self.stop().await?;

@@ -6,8 +6,8 @@ use containerd_client::services::v1::{ListContentRequest, ListImagesRequest};
 
 use super::Inner;
 use crate::content::skipped::Skipped;
-use crate::content::{Snapshot, StoreError};
-use crate::oci::{Digest, ImageName, Key};
+use crate::content::{Image, Snapshot, StoreError};
+use crate::oci::{Digest, ImageName};
 
 impl Inner {
     /// Every blob of the namespace, and every tag whose manifest is among them.
@@ -22,16 +22,13 @@ impl Inner {
             .images;
         let blobs = self.list_blobs().await?;
 
-        let mut keys = HashSet::with_capacity(blobs.len() + images.len());
-        for image in images {
-            let target = image.target.and_then(|target| target.digest.parse().ok());
-            let held = target.is_some_and(|digest: Digest| blobs.contains(&digest));
-            if let (true, Some(key)) = (held, key_of(&image.name, skipped)) {
-                keys.insert(key);
-            }
-        }
-        keys.extend(blobs.into_iter().map(Key::Content));
-        Ok(Snapshot(keys))
+        let images = images.into_iter().filter_map(|image| {
+            let target: Digest = image.target?.digest.parse().ok()?;
+            let is_held = blobs.contains(&target);
+            is_held.then(|| image_of(&image.name, target, skipped))?
+        });
+        let images: HashSet<Image> = images.collect();
+        Ok(Snapshot { images, blobs })
     }
 
     async fn list_blobs(&self) -> Result<HashSet<Digest>, StoreError> {
@@ -56,26 +53,37 @@ impl Inner {
     }
 }
 
-/// The key of an image name, if it has one.
-fn key_of(name: &str, skipped: &Skipped) -> Option<Key> {
+/// What an image's name stands for, if it is one.
+fn image_of(name: &str, manifest: Digest, skipped: &Skipped) -> Option<Image> {
     // The CRI plugin also names each image by the digest of its configuration.
     if name.parse::<Digest>().is_ok() {
         return None;
     }
-    let reason = match name.parse::<ImageName>() {
-        Ok(ImageName { tag: None, .. }) => return None,
-        // `repository:tag@digest` is pinned: asked for by its digest, and its tag may long be another image.
-        Ok(ImageName {
-            digest: Some(_), ..
-        }) => return None,
-        Ok(ImageName { tag: Some(tag), .. }) if tag.to_string() == name => {
-            return Some(Key::Tag(tag));
+    let ImageName {
+        repository,
+        tag,
+        digest,
+    } = match name.parse::<ImageName>() {
+        Ok(parsed) => parsed,
+        Err(e) => {
+            skipped.say(name, &e.to_string());
+            return None;
         }
-        Ok(_) => "is not written out in full, so nobody will ask for it".to_string(),
-        Err(e) => e.to_string(),
     };
-    skipped.say(name, &reason);
-    None
+    // `repository:tag@digest` is pinned: asked for by its digest, and its tag may long be another image.
+    let tag = tag.filter(|_| digest.is_none());
+    let is_full = tag.as_ref().is_none_or(|tag| tag.to_string() == name);
+    if !is_full {
+        skipped.say(
+            name,
+            "is not written out in full, so nobody will ask for it",
+        );
+    }
+    Some(Image {
+        repository,
+        tag: tag.filter(|_| is_full),
+        manifest,
+    })
 }
 
 #[cfg(test)]
@@ -86,6 +94,7 @@ mod tests {
     fn only_full_tags_become_keys() {
         let hex = "c3ab8ff13720e8ad9047dd39466b3c8974e592c2fa383d4a3960714caef0c4f2";
         let skipped = Skipped::default();
+        let manifest = Digest::sha256(b"manifest");
         for (name, shared) in [
             ("docker.io/library/nginx:1.27", true),
             ("10.0.0.1:5000/a/b:v1", true),
@@ -96,9 +105,30 @@ mod tests {
             (&format!("docker.io/library/nginx@sha256:{hex}"), false),
             (&format!("docker.io/library/nginx:1.27@sha256:{hex}"), false),
         ] {
-            let key = key_of(name, &skipped).map(|key| key.to_string());
-            assert_eq!(key.as_deref(), shared.then_some(name), "{name}");
+            let image = image_of(name, manifest.clone(), &skipped);
+            let tag = image.and_then(|image| image.tag);
+            let tag = tag.map(|tag| tag.to_string());
+            assert_eq!(tag.as_deref(), shared.then_some(name), "{name}");
         }
         assert_eq!(skipped.said(), 3, "logged once each");
+    }
+
+    #[test]
+    fn every_name_with_a_registry_says_whose_the_content_is() {
+        let hex = "c3ab8ff13720e8ad9047dd39466b3c8974e592c2fa383d4a3960714caef0c4f2";
+        let skipped = Skipped::default();
+        let manifest = Digest::sha256(b"manifest");
+        for (name, repository) in [
+            ("a.test/app:v1", Some("a.test/app")),
+            (&format!("a.test/app@sha256:{hex}"), Some("a.test/app")),
+            (&format!("a.test/app:v1@sha256:{hex}"), Some("a.test/app")),
+            ("docker.io/nginx:1.27", Some("docker.io/library/nginx")),
+            ("myorg/app:v1", None),
+            (&format!("sha256:{hex}"), None),
+        ] {
+            let image = image_of(name, manifest.clone(), &skipped);
+            let found = image.map(|image| image.repository.to_string());
+            assert_eq!(found.as_deref(), repository, "{name}");
+        }
     }
 }

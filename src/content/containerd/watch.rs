@@ -136,12 +136,17 @@ impl Session<'_> {
                 info!(
                     socket = %self.containerd.config.socket.display(),
                     content = %directory.root.display(),
-                    keys = listed.0.len(),
+                    blobs = listed.blobs.len(), images = listed.images.len(),
                     "containerd is listed"
                 );
                 drop(guard);
             }
-            debug!(keys = listed.0.len(), ?took, "listed");
+            debug!(
+                blobs = listed.blobs.len(),
+                images = listed.images.len(),
+                ?took,
+                "listed"
+            );
             if self.snapshots.send(listed).await.is_err() {
                 return Err(StoreError::Unreachable("nobody listens any more".into()));
             }

@@ -4,7 +4,7 @@ use futures::StreamExt;
 use tempfile::TempDir;
 
 use super::*;
-use crate::oci::ImageName;
+use crate::oci::{ImageName, Key};
 
 const EMPTY: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 /// As in the contract: users wait for it.
@@ -47,7 +47,7 @@ fn tag(name: &str) -> TagName {
 }
 
 async fn until(listed: &mut BoxStream<'static, Snapshot>, key: &Key, is_there: bool) {
-    let seen = async { while listed.next().await.unwrap().0.contains(key) != is_there {} };
+    let seen = async { while listed.next().await.unwrap().keys().contains(key) != is_there {} };
     let in_time = tokio::time::timeout(SOON, seen).await;
     assert!(in_time.is_ok(), "{key} should be listed: {is_there}");
 }
@@ -102,7 +102,7 @@ async fn a_half_written_index_changes_nothing() {
     // A listing that was made after the change still has the name.
     let after = async {
         loop {
-            let Snapshot(keys) = listed.next().await.unwrap();
+            let keys = listed.next().await.unwrap().keys();
             assert!(keys.contains(&key));
             if keys.contains(&another.clone().into()) {
                 return;
@@ -169,7 +169,7 @@ async fn blobs_are_listed_whatever_they_are_and_other_files_are_not() {
     let last = add_blob(root.path(), "last");
     until(&mut listed, &last.into(), true).await;
 
-    let Snapshot(keys) = store.0.list().unwrap();
+    let keys = store.0.list().unwrap().keys();
     assert_eq!(keys.len(), 3, "{keys:?}");
     assert!(store.open(&linked).await.unwrap().is_none());
 }

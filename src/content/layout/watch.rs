@@ -54,10 +54,15 @@ async fn run(layout: Arc<Inner>, snapshots: mpsc::Sender<Snapshot>) {
         match listed {
             Ok(listed) => {
                 if let Some(guard) = guard.take() {
-                    info!(path = %layout.root.display(), keys = listed.0.len(), "layout is listed");
+                    info!(path = %layout.root.display(), blobs = listed.blobs.len(), images = listed.images.len(), "layout is listed");
                     drop(guard);
                 }
-                debug!(keys = listed.0.len(), ?took, "listed");
+                debug!(
+                    blobs = listed.blobs.len(),
+                    images = listed.images.len(),
+                    ?took,
+                    "listed"
+                );
                 has_warned = false;
                 if snapshots.send(listed).await.is_err() {
                     return;

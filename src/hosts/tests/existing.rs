@@ -13,7 +13,7 @@ fn hosts() -> Hosts {
             Entry::Again(OURS[0].to_string()),
             Entry::Last(OURS[1].to_string()),
         ],
-        resolve_tags: true,
+        tags: TagResolution::default(),
         headers: Vec::new(),
     }
 }
@@ -132,7 +132,7 @@ fn whatever_form_hosts_are_written_in_none_is_lost_and_all_have_headings() {
 
 #[test]
 fn a_server_that_must_be_said_is_said_once() {
-    let server = Some("http://registry.example:5000");
+    let registry: Registry = "http://registry.example:5000".parse().expect("a registry");
     for (existing, expected) in [
         ("", "http://registry.example:5000"),
         ("[host.\"https://a\"]\n", "http://registry.example:5000"),
@@ -142,7 +142,7 @@ fn a_server_that_must_be_said_is_said_once() {
         ),
         ("server = \"https://theirs\"\n", "https://theirs"),
     ] {
-        let text = prepended(&hosts(), existing, server).expect("merged");
+        let text = prepended(&hosts(), existing, Some(&registry)).expect("merged");
 
         assert_eq!(parsed(&text)["server"].as_str(), Some(expected), "{text}");
     }

@@ -8,7 +8,7 @@ fn hosts(entries: &[Entry]) -> Hosts {
     Hosts {
         release: "ns/name".to_string(),
         entries: entries.to_vec(),
-        resolve_tags: true,
+        tags: TagResolution::default(),
         headers: Vec::new(),
     }
 }
@@ -48,7 +48,7 @@ fn a_named_registry_falls_back_to_its_own_server() {
 #[test]
 fn the_wildcard_names_no_server_and_tags_can_be_left_to_upstream() {
     let hosts = Hosts {
-        resolve_tags: false,
+        tags: TagResolution::UpstreamOnly,
         ..hosts(&[last("http://192.0.2.7:30020")])
     };
 

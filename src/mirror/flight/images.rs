@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::content::ContentStore;
 use crate::oci::Digest;
 use crate::oci::distribution::MAX_MANIFEST;
+use crate::oci::manifest::Listed;
 
 /// From a manifest to its last layer: longer pulls go on under the repository's name.
 const MEMORY: Duration = Duration::from_secs(600);
@@ -29,7 +30,7 @@ struct Asked {
     manifest: Digest,
     at: Instant,
     /// What it lists, once that is known.
-    blobs: Option<Arc<HashSet<String>>>,
+    blobs: Option<Arc<HashSet<Digest>>>,
 }
 
 impl Images {
@@ -75,7 +76,7 @@ impl Images {
                 Some(blobs) => Some(blobs),
                 None => self.learn(&candidate.image, &candidate.manifest).await,
             };
-            if blobs.is_some_and(|blobs| blobs.contains(blob.as_str())) {
+            if blobs.is_some_and(|blobs| blobs.contains(blob)) {
                 return format!("{image}@{}", candidate.manifest);
             }
         }
@@ -83,10 +84,10 @@ impl Images {
     }
 
     /// What a manifest lists. None where it is not here (yet).
-    async fn learn(&self, image: &str, manifest: &Digest) -> Option<Arc<HashSet<String>>> {
+    async fn learn(&self, image: &str, manifest: &Digest) -> Option<Arc<HashSet<Digest>>> {
         let blob = self.store.open(manifest).await.ok()??;
         let bytes = blob.read_all(MAX_MANIFEST).await.ok()?;
-        let blobs = Arc::new(listed(&bytes));
+        let blobs = Arc::new(Listed::by(&bytes).blobs);
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = asked
             .iter_mut()
@@ -96,23 +97,4 @@ impl Images {
         }
         Some(blobs)
     }
-}
-
-/// Digests of the config and the layers of an image manifest; an index lists none.
-fn listed(manifest: &[u8]) -> HashSet<String> {
-    #[derive(serde::Deserialize)]
-    struct Manifest {
-        config: Option<Descriptor>,
-        #[serde(default)]
-        layers: Vec<Descriptor>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Descriptor {
-        digest: String,
-    }
-    let Ok(manifest) = serde_json::from_slice::<Manifest>(manifest) else {
-        return HashSet::new();
-    };
-    let descriptors = manifest.config.into_iter().chain(manifest.layers);
-    descriptors.map(|descriptor| descriptor.digest).collect()
 }

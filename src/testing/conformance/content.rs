@@ -58,7 +58,7 @@ pub async fn an_added_image_is_listed_and_served(fixture: &dyn Fixture) {
     let mut listed = Listed::of(&*store);
     let image = fixture.add(&tag).await;
 
-    listed
+    let held = listed
         .until("it is listed with its blobs", |keys| {
             [
                 tag.clone().into(),
@@ -69,6 +69,13 @@ pub async fn an_added_image_is_listed_and_served(fixture: &dyn Fixture) {
             .all(|key| keys.contains(key))
         })
         .await;
+    // It says whose content that is.
+    let named = crate::content::Image {
+        repository: tag.repository().clone(),
+        tag: Some(tag.clone()),
+        manifest: image.manifest.clone(),
+    };
+    assert!(held.images.contains(&named), "{:?}", held.images);
     assert_eq!(
         store.resolve(&tag).await.unwrap(),
         Some(image.manifest.clone())
@@ -167,17 +174,21 @@ impl Listed {
         Self(store.watch())
     }
 
-    async fn until(&mut self, what: &str, is_so: impl Fn(&std::collections::HashSet<Key>) -> bool) {
+    async fn until(
+        &mut self,
+        what: &str,
+        is_so: impl Fn(&std::collections::HashSet<Key>) -> bool,
+    ) -> Snapshot {
         let seen = async {
-            while let Some(Snapshot(keys)) = self.0.next().await {
-                if is_so(&keys) {
-                    return;
+            while let Some(held) = self.0.next().await {
+                if is_so(&held.keys()) {
+                    return held;
                 }
             }
             panic!("the snapshots ended before: {what}");
         };
         tokio::time::timeout(SOON, seen)
             .await
-            .unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"));
+            .unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"))
     }
 }
