@@ -4,12 +4,14 @@
 mod lab;
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use lab::dns::PEERS;
 use lab::net::RESOLV_CONF;
 use lab::process::{eventually, find, output};
+use lab::workspace::Tmpfs;
 use lab::{Lab, Node, NodeOptions, PeiliOptions, lab_or_skip};
 use peili::routing::bootstrap::{Bootstrap, Bootstrapper, Domain};
 
@@ -272,4 +274,29 @@ async fn two_clusters_are_one_for_who_knows_both_names_and_ipv6_is_as_good() {
         log.contains("cannot resolve elsewhere.example.net.: "),
         "{log}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_costs_a_warning_and_nothing_else() {
+    let lab = lab_or_skip!();
+    let (first, second) = (node(&lab, false).await, node(&lab, false).await);
+    let options = PeiliOptions::default().unconfigured();
+    first.start_peili_with(&options).await.unwrap();
+    let data = second.dir().join("peili-data");
+    let _small = Tmpfs::mount(data.clone(), 64 << 10).unwrap();
+    joins(&second, &options).await;
+    // To the last byte.
+    let mut file = std::fs::File::create(data.join("ballast")).unwrap();
+    while file.write(&[7; 512]).is_ok_and(|written| written > 0) {}
+
+    let ended = second.stop_peili().await.unwrap().unwrap();
+
+    assert!(ended.success(), "{ended}");
+    let names = std::fs::read_dir(&data).unwrap();
+    let mut names: Vec<_> = names.map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["ballast", "private.key"], "nothing half is left");
+    let log = std::fs::read_to_string(second.peili().log()).unwrap();
+    assert!(log.contains("known peers are not kept"), "{log}");
+    joins(&second, &options).await;
 }

@@ -50,6 +50,71 @@ fn systemd_finds_nothing_wrong_with_the_unit() {
     assert!(!unit().contains("RequiredBy=") && !unit().contains("\nRequires="));
 }
 
+#[test]
+fn the_file_that_docs_write_by_hand_is_what_configuration_writes() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fresh-nodes.md");
+    let docs = std::fs::read_to_string(docs).unwrap();
+    let (_, by_hand) = docs.split_once("_default/hosts.toml <<'EOF'\n").unwrap();
+    let (by_hand, _) = by_hand.split_once("EOF\n").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+
+    let status = Command::new(PEILI)
+        .args([
+            "configuration",
+            "--mirror-targets",
+            "http://127.0.0.1:30020",
+        ])
+        .args([
+            "--containerd-version",
+            "1.7",
+            "--containerd-registry-config-path",
+        ])
+        .arg(dir.path())
+        .status();
+
+    assert!(status.unwrap().success());
+    let ours = std::fs::read_to_string(dir.path().join("_default/hosts.toml")).unwrap();
+    let read = |text: &str| text.parse::<toml::Table>().unwrap();
+    assert_eq!(read(by_hand), read(&ours), "{ours}");
+}
+
+#[test]
+fn the_version_that_docs_cut_out_of_containerds_answer_is_one() {
+    let cut = ["-c", "awk '{print $3}' | sed 's/^v//'"];
+    for (said, version) in [
+        (
+            "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3",
+            "1.6.20~ds1",
+        ),
+        (
+            "containerd github.com/containerd/containerd/v2 v2.1.4 75cb2b7193e4",
+            "2.1.4",
+        ),
+    ] {
+        let echo = format!("echo '{said}' | {}", cut[1]);
+        let out = Command::new("sh").args([cut[0], &echo]).output().unwrap();
+        let found = String::from_utf8(out.stdout).unwrap();
+        assert_eq!(found.trim(), version);
+        let dir = tempfile::tempdir().unwrap();
+        let status = Command::new(PEILI)
+            .args([
+                "configuration",
+                "--mirror-targets",
+                "http://127.0.0.1:30020",
+            ])
+            .args([
+                "--containerd-version",
+                found.trim(),
+                "--containerd-registry-config-path",
+            ])
+            .arg(dir.path())
+            .status();
+        assert!(status.unwrap().success(), "{version}");
+    }
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fresh-nodes.md");
+    assert!(std::fs::read_to_string(docs).unwrap().contains(cut[1]));
+}
+
 /// Runs what the unit runs, with its variables, and on top of them those of /etc/default/peili-configuration.
 async fn run_unit(node: &Node, defaults: &[(&str, &str)]) -> String {
     let unit = unit();

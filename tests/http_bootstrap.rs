@@ -8,7 +8,7 @@ use peili::app::{App, Config, Introduction};
 use peili::config::Store;
 use peili::content::layout;
 use peili::mirror::{self, InFlightSharing};
-use peili::routing::bootstrap::{Bootstrap, http};
+use peili::routing::bootstrap::{Bootstrap, Bootstrapper, http};
 use peili::routing::kad;
 use peili::testing::conformance::routing::eventually;
 use peili::tls::CertDir;
@@ -18,6 +18,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 struct Node {
     registry: SocketAddr,
@@ -249,5 +254,71 @@ async fn with_certificates_both_sides_show_one_and_renewed_ones_count_without_a_
     third.knows(2).await;
     for node in [first, second, third] {
         node.end().await;
+    }
+}
+
+/// The authorities of a machine are those of a whole process: this test, run again with a URL.
+#[test]
+fn child_that_asks_a_url() {
+    let Ok(url) = std::env::var("PEILI_TEST_URL") else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let bootstrapper = Bootstrapper::new(by_url(url, None).unwrap()).unwrap();
+    match runtime.block_on(bootstrapper.find(&[])) {
+        Ok(found) => println!("said: {:?}", found.candidates),
+        Err(error) => println!("said: {error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_certificates_of_its_own_a_node_trusts_whom_its_machine_trusts() {
+    let (dir, trusted) = (tempfile::tempdir().unwrap(), authority());
+    issue(&trusted, dir.path(), "127.0.1.31");
+    let other = dir.path().join("other.crt");
+    std::fs::write(&other, authority().cert.pem()).unwrap();
+    // Any web server with a file in it; it asks nobody for a certificate.
+    let chain = CertificateDer::pem_file_iter(dir.path().join("tls.crt")).unwrap();
+    let chain = chain.collect::<Result<Vec<_>, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_file(dir.path().join("tls.key")).unwrap();
+    let config = ServerConfig::builder_with_provider(ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.1.31:0").await.unwrap();
+    let url = format!("https://{}/peers.json", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            if let Ok(mut stream) = acceptor.accept(stream).await {
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head).await;
+                let body = r#"[{"ID":"","Addrs":["/ip4/192.0.2.7/tcp/5001"]}]"#;
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all((head + body).as_bytes()).await;
+                let _ = stream.shutdown().await;
+            }
+        }
+    });
+    for (authorities, expected) in [
+        (dir.path().join("ca.crt"), "said: [/ip4/192.0.2.7/tcp/5001]"),
+        (other, "no TLS connection: invalid peer certificate"),
+        (
+            dir.path().join("absent"),
+            "no certificate authorities are found on this machine",
+        ),
+    ] {
+        let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["child_that_asks_a_url", "--exact", "--nocapture"])
+            .env("PEILI_TEST_URL", &url)
+            .env("SSL_CERT_FILE", &authorities)
+            .env_remove("SSL_CERT_DIR")
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains(expected), "{}: {said}", authorities.display());
     }
 }

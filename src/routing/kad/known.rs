@@ -15,9 +15,10 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::addresses::multiaddr;
+use crate::regular_file;
 use crate::routing::bootstrap::parse_address;
 
 const FILE: &str = "known-peers";
@@ -133,10 +134,12 @@ impl KnownPeers {
 
     /// Waits for a write under way, for a moment.
     pub async fn finish(mut self) {
-        if let Some(writing) = self.writing.take()
-            && let Ok(Ok(Err(error))) = tokio::time::timeout(LAST, writing).await
-        {
-            debug!(%error, "known peers were not kept");
+        if let Some(writing) = &mut self.writing {
+            let written = tokio::time::timeout(LAST, writing).await;
+            self.writing = None;
+            if let Ok(Ok(Err(error))) = written {
+                self.not_written(&error);
+            }
         }
     }
 
@@ -147,14 +150,18 @@ impl KnownPeers {
             return;
         };
         if let Some(Ok(Err(error))) = writing.now_or_never() {
-            self.unwritten = true;
-            if !std::mem::replace(&mut self.warned, true) {
-                let path = self.path.as_deref().unwrap_or(Path::new(FILE));
-                warn!(
-                    path = %path.display(), %error,
-                    "known peers are not kept; everything else goes on, but a restart needs the usual way to the first peers"
-                );
-            }
+            self.not_written(&error);
+        }
+    }
+
+    fn not_written(&mut self, error: &io::Error) {
+        self.unwritten = true;
+        if !std::mem::replace(&mut self.warned, true) {
+            let path = self.path.as_deref().unwrap_or(Path::new(FILE));
+            warn!(
+                path = %path.display(), %error,
+                "known peers are not kept; everything else goes on, but a restart needs the usual way to the first peers"
+            );
         }
     }
 }
@@ -181,15 +188,13 @@ enum Unread {
 
 fn read(path: &Path) -> Result<Vec<SocketAddr>, Unread> {
     let broken = |e: io::Error| Unread::Broken(e.to_string());
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Unread::Absent),
+    let file = match regular_file::open(path) {
+        Ok(Some((file, _))) => file,
+        // A pipe, a directory or a link that somebody has put there.
+        Ok(None) if path.symlink_metadata().is_ok() => return Err(Unread::Foreign),
+        Ok(None) => return Err(Unread::Absent),
         Err(e) => return Err(broken(e)),
     };
-    // A pipe, or a device, would be read for ever.
-    if !file.metadata().map_err(broken)?.is_file() {
-        return Err(Unread::Foreign);
-    }
     let mut bytes = Vec::new();
     file.take(MAX_FILE)
         .read_to_end(&mut bytes)

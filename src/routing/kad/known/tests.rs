@@ -107,16 +107,30 @@ async fn a_broken_file_is_replaced_and_one_of_somebody_else_stays() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_a_directory_or_far_too_long_is_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join(FILE)).unwrap();
-    saved(
-        KnownPeers::load(Some(dir.path()), Instant::now()),
-        some([1]),
-    )
-    .await;
-    assert!(dir.path().join(FILE).is_dir());
+async fn what_is_no_file_is_left_alone_and_waited_for_by_nobody() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let pipe = |path: &Path| mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let directory = |path: &Path| std::fs::create_dir(path).unwrap();
+    let link = |path: &Path| std::os::unix::fs::symlink("/etc/hostname", path).unwrap();
+    let makes: [&dyn Fn(&Path); 3] = [&pipe, &directory, &link];
+    for make in makes {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        make(&path);
+        let before = path.symlink_metadata().unwrap().file_type();
 
+        saved(
+            KnownPeers::load(Some(dir.path()), Instant::now()),
+            some([1]),
+        )
+        .await;
+
+        assert_eq!(path.symlink_metadata().unwrap().file_type(), before);
+    }
+}
+
+#[test]
+fn a_file_that_is_far_too_long_is_read_in_part_at_the_most() {
     let dir = tempfile::tempdir().unwrap();
     let long = format!("{HEAD}\n{}", "/ip4/10.0.0.1/tcp/5001\n".repeat(1 << 20));
     std::fs::write(dir.path().join(FILE), long).unwrap();
