@@ -66,7 +66,8 @@ async fn a_way_that_says_that_nobody_is_there_is_believed() {
 
     alone.ready().await;
     alone.knows(0).await;
-    // Three rounds of asking are over by then; none of them may have called.
+    // Rounds go on, after 50, 100 and 200 ms; none of them may call. (Nothing is waited for: what must not happen can only
+    // be given the time.)
     tokio::time::sleep(Duration::from_millis(500)).await;
     alone.knows(0).await;
     end(alone).await;

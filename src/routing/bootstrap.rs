@@ -141,33 +141,7 @@ impl Bootstrapper {
                 Ok(sample([except(named, own)], authoritative))
             }
             Self::Dns { resolver, domains } => {
-                let asked = domains.iter().map(|domain| resolve(resolver, domain));
-                let mut asked: FuturesUnordered<_> = asked.collect();
-                let (mut found, mut trouble) = (Vec::new(), Vec::new());
-                let mut patience = None;
-                loop {
-                    let answer = match patience {
-                        None => asked.next().await,
-                        Some(until) => match timeout_at(until, asked.next()).await {
-                            Ok(answer) => answer,
-                            Err(_) => {
-                                trouble.push("other names are not resolved yet".to_string());
-                                break;
-                            }
-                        },
-                    };
-                    match answer {
-                        Some(Ok(addresses)) => {
-                            let addresses = except(addresses, own);
-                            if !addresses.is_empty() {
-                                patience.get_or_insert_with(|| Instant::now() + OTHER_NAMES);
-                            }
-                            found.push(addresses);
-                        }
-                        Some(Err(error)) => trouble.push(error),
-                        None => break,
-                    }
-                }
+                let (found, trouble) = resolve_all(resolver, domains, own).await;
                 let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
                 match trouble {
                     Some(trouble) if found.is_empty() => Err(BootstrapError::Dns(trouble)),
@@ -179,6 +153,42 @@ impl Bootstrapper {
                     }),
                 }
             }
+        }
+    }
+}
+
+/// The addresses of each name that could be resolved, and what went wrong with others. As soon as one has somebody, the
+/// others have [`OTHER_NAMES`] left.
+async fn resolve_all(
+    resolver: &Resolver,
+    domains: &[Domain],
+    own: &[SocketAddr],
+) -> (Vec<Vec<Multiaddr>>, Vec<String>) {
+    let asked = domains.iter().map(|domain| resolve(resolver, domain));
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    let (mut found, mut trouble) = (Vec::new(), Vec::new());
+    let mut until = None;
+    loop {
+        let answer = match until {
+            None => asked.next().await,
+            Some(until) => match timeout_at(until, asked.next()).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    trouble.push("other names are not resolved yet".to_string());
+                    None
+                }
+            },
+        };
+        match answer {
+            Some(Ok(addresses)) => {
+                let addresses = except(addresses, own);
+                if !addresses.is_empty() {
+                    until.get_or_insert_with(|| Instant::now() + OTHER_NAMES);
+                }
+                found.push(addresses);
+            }
+            Some(Err(error)) => trouble.push(error),
+            None => return (found, trouble),
         }
     }
 }

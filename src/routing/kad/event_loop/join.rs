@@ -176,7 +176,11 @@ impl EventLoop {
     fn round_over(&mut self, outcome: Outcome, whom: &str, now: Instant) {
         self.phase = Phase::Waiting;
         self.beside_at = None;
-        let nobody = matches!(outcome, Outcome::NoAnswer | Outcome::Refused);
+        // Only who knows that nobody is there is believed.
+        let nobody = matches!(
+            outcome,
+            Outcome::NoAnswer | Outcome::Refused | Outcome::OnlyUs
+        );
         if nobody && self.table == 0 && self.leaving.is_none() {
             self.call_known();
         }
