@@ -69,11 +69,11 @@ impl CertDir {
     /// For asking: the server must be of `ca.crt`, and is shown `tls.crt`.
     pub async fn client(&self) -> Result<Arc<ClientConfig>, Error> {
         self.read(|material| {
-            Ok(ClientConfig::builder_with_provider(provider())
+            ClientConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()?
                 .with_root_certificates(material.roots)
                 .with_client_auth_cert(material.chain, material.key)
-                .map_err(|source| self.pair(source))?)
+                .map_err(|source| self.pair(source))
         })
         .await
         .map(Arc::new)
@@ -89,11 +89,11 @@ impl CertDir {
                         path: self.0.join(CA),
                         source,
                     })?;
-            Ok(ServerConfig::builder_with_provider(provider())
+            ServerConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()?
                 .with_client_cert_verifier(verifier)
                 .with_single_cert(material.chain, material.key)
-                .map_err(|source| self.pair(source))?)
+                .map_err(|source| self.pair(source))
         })
         .await
         .map(Arc::new)

@@ -69,7 +69,10 @@ pub enum BootstrapError {
     #[error("{0}")]
     Dns(String),
     #[error("cannot get peers from {url}: {source}")]
-    Http { url: http::Url, source: http::Error },
+    Http {
+        url: http::Url,
+        source: Box<http::Error>,
+    },
 }
 
 /// Why a text is no address to begin with.
@@ -134,7 +137,7 @@ impl Bootstrapper {
                 let named = client.ask().await;
                 let named = named.map_err(|source| BootstrapError::Http {
                     url: client.url().clone(),
-                    source,
+                    source: Box::new(source),
                 })?;
                 // Behind one address stand many nodes, and the one that answered may have been this one.
                 let authoritative = named.is_empty();

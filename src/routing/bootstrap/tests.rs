@@ -111,7 +111,7 @@ async fn of_several_names_each_gives_some_and_one_that_fails_does_not_harm() {
 
     server.set_both("large.test.", Answer::Code(ResponseCode::ServFail));
     let found = both.find(&[]).await.unwrap();
-    assert_eq!(found.candidates, [here.clone()]);
+    assert_eq!(found.candidates, std::slice::from_ref(&here));
     assert!(
         found
             .trouble
