@@ -1,4 +1,6 @@
-//! The other listener: what Prometheus asks.
+//! The other listeners: what Prometheus asks, and what a node asks that knows nobody.
+
+pub mod id;
 
 use axum::Router;
 use axum::extract::State;

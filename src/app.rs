@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use libp2p::Multiaddr;
 use prometheus::Registry;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
@@ -33,6 +34,7 @@ use crate::routing::kad::{self, EventLoop, Kad};
 use crate::routing::messenger::Call;
 use crate::server::{Server, measured};
 use crate::shutdown::Shutdown;
+use crate::tls::CertDir;
 use crate::{admin, advertise, registry};
 
 /// What is cut at the end of the grace period must still reach the other side before the kubelet's SIGKILL turns it
@@ -50,6 +52,7 @@ pub struct Config {
     /// Candidates to bind, the first that can be.
     pub registry: Vec<SocketAddr>,
     pub admin: Vec<SocketAddr>,
+    pub introduction: Option<Introduction>,
     pub store: Store,
     pub routing: kad::Config,
     pub mirror: mirror::Config,
@@ -66,10 +69,34 @@ pub struct Config {
     pub grace_period: Duration,
 }
 
+/// Where `/id` is served.
+#[derive(Debug)]
+pub struct Introduction {
+    pub listen: Vec<SocketAddr>,
+    /// None: over plain HTTP.
+    pub certificates: Option<CertDir>,
+}
+
+impl Introduction {
+    async fn bind(self) -> Result<Server> {
+        let server = Server::bind(&self.listen)
+            .await
+            .context("--http-bootstrap-addr")?;
+        match self.certificates {
+            None => Ok(server),
+            Some(certificates) => server
+                .over_tls(certificates)
+                .await
+                .context("--http-bootstrap-cert-dir"),
+        }
+    }
+}
+
 /// Everything bound, nothing served yet.
 pub struct App {
     registry: Server,
     admin: Server,
+    introduction: Option<Server>,
     store: Arc<dyn ContentStore>,
     router: Kad,
     event_loop: EventLoop,
@@ -110,6 +137,10 @@ impl App {
         let admin = Server::bind(&config.admin)
             .await
             .context("--metrics-addr")?;
+        let introduction = match config.introduction {
+            Some(introduction) => Some(introduction.bind().await?),
+            None => None,
+        };
         let (store, inflight): (Arc<dyn ContentStore>, _) = match config.store {
             Store::Containerd(config) => {
                 let namespace = config.namespace.clone();
@@ -161,6 +192,7 @@ impl App {
         Ok(Self {
             registry,
             admin,
+            introduction,
             store,
             router,
             event_loop,
@@ -180,6 +212,11 @@ impl App {
             readiness,
             grace_period: config.grace_period,
         })
+    }
+
+    /// Where `/id` is served, once it is bound; None: nowhere.
+    pub fn introduction_addr(&self) -> Option<SocketAddr> {
+        self.introduction.as_ref()?.local_addr().ok()
     }
 
     /// Where the registry listens, once it is bound.
@@ -226,6 +263,10 @@ impl App {
                 shutdown.clone(),
             ),
         );
+        if let Some(introduction) = self.introduction {
+            let routes = admin::id::router(introduce(swarm.clone()));
+            shutdown.spawn(introduction.run(routes, shutdown.clone()));
+        }
         shutdown.spawn(advertise::run(
             self.store,
             router,
@@ -286,4 +327,15 @@ impl App {
         info!("ended");
         Ok(())
     }
+}
+
+fn introduce(swarm: Kad) -> admin::id::Introduce {
+    Arc::new(move || {
+        let swarm = swarm.clone();
+        Box::pin(async move {
+            let known = swarm.introduce().await;
+            let words = |at: Vec<Multiaddr>| at.iter().map(Multiaddr::to_string).collect();
+            known.into_iter().map(words).collect()
+        })
+    })
 }

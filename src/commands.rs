@@ -2,6 +2,8 @@
 //!
 //! What was done goes to stdout, one line for each file; logs go to stderr, as everywhere.
 
+pub mod cleanup_wait;
+
 use std::io::{self, Write};
 use std::path::Path;
 

@@ -21,13 +21,13 @@ use libp2p::Multiaddr;
 
 pub use value::ListenAddr;
 
-use options::{RawCleanup, RawCommand, RawConfiguration, RawRegistry};
-use reader::{Reader, absolute, duration, list, listen_addr, refuse, zone};
+use options::{RawCleanup, RawCleanupWait, RawCommand, RawConfiguration, RawRegistry};
+use reader::{Reader, absolute, domain, duration, list, listen_addr, refuse, zone};
 
 use crate::content::{containerd, layout};
 use crate::mirror::InFlightSharing;
 use crate::oci::filter::Pattern;
-use crate::routing::bootstrap::parse_address;
+use crate::routing::bootstrap::{http, parse_address};
 use crate::{hosts, telemetry};
 
 /// EX_USAGE of sysexits.h: the same command line will never do.
@@ -45,6 +45,7 @@ pub enum Command {
     Registry(Box<Registry>),
     Configuration(Configuration),
     Cleanup(Cleanup),
+    CleanupWait(CleanupWait),
     Version(VersionFormat),
 }
 
@@ -52,6 +53,10 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registry {
     pub bootstrap: Bootstrap,
+    /// Where `/id` is served; None: nowhere.
+    pub http_bootstrap_addr: Option<ListenAddr>,
+    /// With what; None: plain HTTP.
+    pub http_bootstrap_cert_dir: Option<PathBuf>,
     pub metrics_addr: ListenAddr,
     pub store: Store,
     /// None: a new identity at each start.
@@ -109,8 +114,14 @@ pub enum Store {
 /// How the first peers are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bootstrap {
-    Dns { domain: String },
-    Static { peers: Vec<Multiaddr> },
+    /// The port is that of this node's router where none is said.
+    Dns {
+        domains: Vec<(String, Option<u16>)>,
+    },
+    Http(http::Config),
+    Static {
+        peers: Vec<Multiaddr>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +130,15 @@ pub struct Cleanup {
     pub release: hosts::Release,
     /// Where `/readyz` is answered once everything is restored; None: the process ends then.
     pub addr: Option<ListenAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CleanupWait {
+    pub host: String,
+    pub port: u16,
+    pub threshold: u32,
+    pub period: Duration,
+    pub timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +191,7 @@ where
             configuration(&mut reader, &raw).map(Command::Configuration)
         }
         RawCommand::Cleanup(raw) => cleanup(&mut reader, &raw).map(Command::Cleanup),
+        RawCommand::CleanupWait(raw) => cleanup_wait(&mut reader, &raw).map(Command::CleanupWait),
         RawCommand::Version(raw) => reader
             .read("format", &raw.format, |text| match text {
                 "text" => Ok(VersionFormat::Text),
@@ -188,7 +209,14 @@ where
 }
 
 fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
-    let bootstrap = bootstrap(reader, raw);
+    let http_bootstrap_cert_dir = reader.optional(
+        "http-bootstrap-cert-dir",
+        &raw.http_bootstrap_cert_dir,
+        absolute,
+    );
+    let bootstrap = bootstrap(reader, raw, http_bootstrap_cert_dir.clone().flatten());
+    let http_bootstrap_addr =
+        reader.optional("http-bootstrap-addr", &raw.http_bootstrap_addr, listen_addr);
     let metrics_addr = reader.listen("metrics-addr", &raw.metrics_addr);
     let store = store(reader, raw);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
@@ -251,6 +279,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         ("registry-addr", registry_addr),
         ("router-addr", router_addr),
         ("metrics-addr", metrics_addr),
+        ("http-bootstrap-addr", http_bootstrap_addr.flatten()),
     ];
     for (i, (flag, addr)) in listeners.iter().enumerate() {
         for (taken_by, other) in &listeners[..i] {
@@ -269,6 +298,8 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     }
     Some(Registry {
         bootstrap: bootstrap?,
+        http_bootstrap_addr: http_bootstrap_addr?,
+        http_bootstrap_cert_dir: http_bootstrap_cert_dir?,
         metrics_addr: metrics_addr?,
         store: store?,
         data_dir: data_dir?,
@@ -335,7 +366,11 @@ fn store(reader: &mut Reader, raw: &RawRegistry) -> Option<Store> {
     None
 }
 
-fn bootstrap(reader: &mut Reader, raw: &RawRegistry) -> Option<Bootstrap> {
+fn bootstrap(
+    reader: &mut Reader,
+    raw: &RawRegistry,
+    cert_dir: Option<PathBuf>,
+) -> Option<Bootstrap> {
     let mut peers = Vec::new();
     for text in list(&raw.static_bootstrap_peers) {
         peers.extend(reader.read("static-bootstrap-peers", text, |text| {
@@ -344,20 +379,40 @@ fn bootstrap(reader: &mut Reader, raw: &RawRegistry) -> Option<Bootstrap> {
         }));
     }
     let all_peers_read = peers.len() == list(&raw.static_bootstrap_peers).count();
-    match raw.bootstrap_kind.trim() {
-        "dns" => match raw.dns_bootstrap_domain.trim() {
-            "" => reader.mistake(
-                "dns-bootstrap-domain",
-                "",
-                "is missing, and --bootstrap-kind is dns",
-                "write the name of the headless service, \
-                 such as peili-bootstrap.peili.svc.cluster.local.",
+    let mut domains = Vec::new();
+    for text in list(&raw.dns_bootstrap_domain) {
+        domains.extend(reader.read("dns-bootstrap-domain", text, domain));
+    }
+    let all_domains_read = domains.len() == list(&raw.dns_bootstrap_domain).count();
+    let url = reader.optional("http-bootstrap-url", &raw.http_bootstrap_url, |text| {
+        let cure = "write it as http://192.0.2.7:5002/id or https://peers.example/id";
+        match text.parse::<http::Url>() {
+            Err(e) => refuse(e.to_string(), cure),
+            Ok(url) if cert_dir.is_some() && !url.is_https() => refuse(
+                "is not https, and --http-bootstrap-cert-dir is set",
+                "write https://, or leave the directory out",
             ),
-            domain => {
-                return Some(Bootstrap::Dns {
-                    domain: domain.to_string(),
-                });
-            }
+            Ok(url) => Ok(url),
+        }
+    });
+    match raw.bootstrap_kind.trim() {
+        "dns" if !domains.is_empty() => return Some(Bootstrap::Dns { domains }),
+        "dns" if all_domains_read => reader.mistake(
+            "dns-bootstrap-domain",
+            "",
+            "is missing, and --bootstrap-kind is dns",
+            "write the name of the headless service, \
+             such as peili-bootstrap.peili.svc.cluster.local.",
+        ),
+        "dns" => {}
+        "http" => match url? {
+            Some(url) => return Some(Bootstrap::Http(http::Config { url, cert_dir })),
+            None => reader.mistake(
+                "http-bootstrap-url",
+                "",
+                "is missing, and --bootstrap-kind is http",
+                "write the URL at which peers are named, such as http://peili-bootstrap.peili:5002/id",
+            ),
         },
         "static" if !peers.is_empty() => return Some(Bootstrap::Static { peers }),
         "static" if all_peers_read => reader.mistake(
@@ -375,7 +430,7 @@ fn bootstrap(reader: &mut Reader, raw: &RawRegistry) -> Option<Bootstrap> {
             } else {
                 "is not a way to find peers that this release knows"
             },
-            "write dns or static",
+            "write dns, http or static",
         ),
     }
     None
@@ -487,6 +542,41 @@ fn cleanup(reader: &mut Reader, raw: &RawCleanup) -> Option<Cleanup> {
         containerd_registry_config_path: directory?,
         release: release?,
         addr: addr?,
+    })
+}
+
+fn cleanup_wait(reader: &mut Reader, raw: &RawCleanupWait) -> Option<CleanupWait> {
+    let cure = "write the headless service's name and port, such as peili-cleanup.peili.svc.cluster.local.:8080";
+    let endpoint = reader.read("probe-endpoint", &raw.probe_endpoint, |text| match text {
+        "" => refuse("is missing", cure),
+        text => match domain(text) {
+            Ok((host, Some(port))) => Ok((host, port)),
+            Ok((_, None)) => refuse("has no port", cure),
+            Err((reason, _)) => refuse(reason, cure),
+        },
+    });
+    let threshold = reader.read("threshold", &raw.threshold, |text| match text.parse() {
+        Ok(0) => refuse("asks nobody", "write 1 or more; 3 is usual"),
+        Ok(threshold) => Ok(threshold),
+        Err(_) => refuse("is not a number", "write 3"),
+    });
+    let mut some_time = |flag, text| {
+        reader.read(flag, text, |text| match duration(text)? {
+            Duration::ZERO => refuse("leaves no time", "write it as 2s or 4m"),
+            some => Ok(some),
+        })
+    };
+    let (period, timeout) = (
+        some_time("period", &raw.period),
+        some_time("timeout", &raw.timeout),
+    );
+    let (host, port) = endpoint?;
+    Some(CleanupWait {
+        host,
+        port,
+        threshold: threshold?,
+        period: period?,
+        timeout: timeout?,
     })
 }
 

@@ -19,7 +19,8 @@
 //!   hosts, inflight  kad   │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: basic_auth, metrics, node_token, private_file, readiness, regular_file, server, shutdown, telemetry
+//!    beside the stack: basic_auth, http_get, metrics, node_token, private_file, readiness, regular_file, server, shutdown,
+//!      telemetry, tls
 //! ```
 //!
 //! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and
@@ -34,6 +35,7 @@ pub mod commands;
 pub mod config;
 pub mod content;
 pub mod hosts;
+pub mod http_get;
 pub mod inflight;
 pub mod metrics;
 pub mod mirror;
@@ -49,3 +51,4 @@ pub mod shutdown;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tls;

@@ -9,11 +9,13 @@ use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::routing::get;
 use peili::app::{self, App};
-use peili::config::{self, Bootstrap, Cleanup, Command, CommandLine, ListenAddr};
+use peili::config::{self, Bootstrap, Cleanup, CleanupWait, Command, CommandLine, ListenAddr};
 use peili::node_token::NodeToken;
 use peili::oci::filter::Filter;
+use peili::routing::bootstrap::Domain;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
+use peili::tls::CertDir;
 use peili::{basic_auth, commands, mirror, routing, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
             (Ok(()), Some(addr)) => return stay_cleaned_up(addr),
             (done, _) => done,
         },
+        Command::CleanupWait(config) => return wait(&config),
         Command::Version(format) => commands::version(format, &mut out),
     };
     match done {
@@ -95,6 +98,23 @@ async fn stay_cleaned_up(addr: ListenAddr) -> ExitCode {
     exit_code(served.await)
 }
 
+/// Waits for the uninstalling hook of every node.
+#[tokio::main(flavor = "current_thread")]
+async fn wait(config: &CleanupWait) -> ExitCode {
+    let waited = async {
+        let stop = terminated().context("signal handlers")?;
+        Ok(commands::cleanup_wait::run(config, stop, &mut io::stdout()).await)
+    };
+    match waited.await {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(e)) => {
+            error!(error = %e, "failed");
+            ExitCode::from(e.exit_code())
+        }
+        Err(e) => exit_code(Err(e)),
+    }
+}
+
 fn exit_code(ended: Result<()>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -120,11 +140,16 @@ fn terminated() -> io::Result<impl Future<Output = ()>> {
 /// The parts' configurations out of the command line's.
 fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) -> app::Config {
     let bootstrap = match config.bootstrap {
-        Bootstrap::Dns { domain } => routing::bootstrap::Bootstrap::Dns {
-            domain,
+        Bootstrap::Dns { domains } => {
             // Peers are found by address alone: all routers of a cluster listen at one port.
-            port: config.router_addr.port(),
-        },
+            let usual = config.router_addr.port();
+            let domains = domains.into_iter().map(|(name, port)| Domain {
+                name,
+                port: port.unwrap_or(usual),
+            });
+            routing::bootstrap::Bootstrap::Dns(domains.collect())
+        }
+        Bootstrap::Http(http) => routing::bootstrap::Bootstrap::Http(http),
         Bootstrap::Static { peers } => routing::bootstrap::Bootstrap::Static(peers),
     };
     let token_dir = config.data_dir.clone();
@@ -135,6 +160,10 @@ fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) 
     app::Config {
         registry: config.registry_addr.candidates(),
         admin: config.metrics_addr.candidates(),
+        introduction: config.http_bootstrap_addr.map(|addr| app::Introduction {
+            listen: addr.candidates(),
+            certificates: config.http_bootstrap_cert_dir.map(CertDir::new),
+        }),
         store: config.store,
         routing: routing::kad::Config {
             listen: config.router_addr.candidates(),

@@ -1,4 +1,4 @@
-//! Serves an axum router over plain HTTP/1.1: bind first, then run.
+//! Serves an axum router over HTTP/1.1, plain or within TLS: bind first, then run.
 //!
 //! What is ours here is how connections begin and end. Slow or endless request heads are cut off, the number of
 //! connections is bounded, and a body that fails ends with an orderly FIN behind every byte that was produced for it
@@ -18,15 +18,18 @@ use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 use tracing::{debug, warn};
 
 use crate::shutdown::Shutdown;
+use crate::tls::{self, CertDir};
 use flush::{Flushes, FlushingIo};
 
 /// A request head arrives in one packet; who needs longer is no client of ours. Also ends idle keep-alive connections.
@@ -41,6 +44,8 @@ const MAX_HEAD: usize = 32 << 10;
 const UNHEARD_OF: u32 = 30_000;
 /// For the last bytes to arrive and the client to close. Within what [`Shutdown::finish`] grants after the cut.
 const LINGER: Duration = Duration::from_secs(4);
+/// Two round trips and two signatures; who needs longer is no client of ours.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// What a client may still send while it is being taken leave of.
 const MAX_SCRAP: usize = 1 << 20;
 
@@ -48,6 +53,7 @@ const MAX_SCRAP: usize = 1 << 20;
 pub struct Server {
     listener: TcpListener,
     head_timeout: Duration,
+    tls: Option<CertDir>,
 }
 
 impl Server {
@@ -63,7 +69,16 @@ impl Server {
         Ok(Self {
             listener,
             head_timeout: HEAD_TIMEOUT,
+            tls: None,
         })
+    }
+
+    /// From now on clients must show a certificate. An error says what cannot be used of the directory; what is wrong
+    /// with it later refuses connections until it is right again.
+    pub async fn over_tls(mut self, certificates: CertDir) -> Result<Self, tls::Error> {
+        certificates.server().await?;
+        self.tls = Some(certificates);
+        Ok(self)
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -95,25 +110,52 @@ impl Server {
             };
             let (router, head_timeout) = (router.clone(), self.head_timeout);
             let (drain, cut) = (shutdown.drain.clone(), shutdown.cut.clone());
+            let tls = self.tls.clone();
             shutdown.spawn(async move {
                 let _permit = permit;
-                serve(stream, remote, router, head_timeout, drain, cut).await;
+                // Heads and small bodies must not wait for an acknowledgement of the last packet.
+                let _ = stream.set_nodelay(true);
+                let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNHEARD_OF);
+                match tls {
+                    None => serve(stream, remote, router, head_timeout, drain, cut).await,
+                    Some(certificates) => {
+                        if let Some(stream) = handshake(stream, remote, &certificates).await {
+                            serve(stream, remote, router, head_timeout, drain, cut).await;
+                        }
+                    }
+                }
             });
         }
     }
 }
 
-async fn serve(
+async fn handshake(
     stream: TcpStream,
+    remote: SocketAddr,
+    certificates: &CertDir,
+) -> Option<TlsStream<TcpStream>> {
+    let config = match certificates.server().await {
+        Ok(config) => config,
+        Err(e) => {
+            warn!(%remote, error = %e, "nobody is served without a certificate");
+            return None;
+        }
+    };
+    let accepted = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await;
+    accepted
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .inspect_err(|e| debug!(%remote, error = %e, "no TLS connection"))
+        .ok()
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     remote: SocketAddr,
     router: Router,
     head_timeout: Duration,
     drain: CancellationToken,
     cut: CancellationToken,
 ) {
-    // Heads and small bodies must not wait for an acknowledgement of the last packet.
-    let _ = stream.set_nodelay(true);
-    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNHEARD_OF);
     let flushes = Flushes::default();
     let io = TokioIo::new(FlushingIo::new(stream, flushes.clone()));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -155,7 +197,7 @@ async fn serve(
 /// Closes a connection so that what was written arrives: a FIN behind the last byte, and then the rest of what the
 /// client sends is read until it closes, too. A socket that is closed with unread input resets the connection; one whose
 /// process ends may lose what the kernel has not sent, when the pod's network goes with it.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let until_closed = async {
         stream.shutdown().await?;
         let mut scrap = [0; 4096];

@@ -13,6 +13,7 @@ const WORDS: &[&str] = &["oci"];
 /// Beside the stack: these import nothing of ours, so everybody may import them.
 const BESIDE: &[&str] = &[
     "basic_auth",
+    "http_get",
     "metrics",
     "node_token",
     "private_file",
@@ -21,6 +22,7 @@ const BESIDE: &[&str] = &[
     "server",
     "shutdown",
     "telemetry",
+    "tls",
 ];
 const SEAMS: &[&str] = &["content", "routing"];
 /// What implements the seams. Only the process names them.
@@ -48,7 +50,9 @@ const RULES: &[(&str, &[&[&str]])] = &[
     ("shutdown", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),
-    ("server", &[&["shutdown", "metrics"]]),
+    ("http_get", &[]),
+    ("tls", &[]),
+    ("server", &[&["shutdown", "metrics", "tls"]]),
     //
     ("content", &[WORDS, BESIDE]),
     ("routing", &[WORDS, BESIDE]),

@@ -50,6 +50,10 @@ Examples:
   peili configuration --mirror-targets http://127.0.0.1:30020 \\
     --mirrored-registries https://docker.io https://ghcr.io --prepend-existing
 
+  # Tags from the registry while it is up, and from the cluster when it is not.
+  peili configuration --mirror-targets http://127.0.0.1:30020 \\
+    --mirrored-registries https://docker.io --tag-resolution upstream-first
+
   # Behind the mirror, a cache that is not Peili.
   peili configuration --mirror-targets http://127.0.0.1:30020 \\
     https://harbor.example/v2/proxy";
@@ -60,6 +64,11 @@ Examples:
 
   # As an uninstalling hook does: stay, and say on port 8080 that it is done.
   peili cleanup --addr :8080";
+
+pub(super) const CLEANUP_WAIT: &str = "\
+Examples:
+  # As an uninstalling hook does: until all nodes of the service are cleaned up.
+  peili cleanup-wait --probe-endpoint peili-cleanup.peili.svc.cluster.local.:8080";
 
 pub(super) const VERSION: &str = "\
 Examples:

@@ -42,6 +42,11 @@ pub(super) enum RawCommand {
     /// What somebody has added or edited since stays beside it.
     #[command(after_long_help = help::CLEANUP)]
     Cleanup(RawCleanup),
+    /// Waits until `cleanup --addr` has been done on every node: until /readyz is answered at every address of a name.
+    ///
+    /// Exit code 0: done; 69: not within --timeout, and which addresses are missing is said; 143: SIGTERM came first.
+    #[command(after_long_help = help::CLEANUP_WAIT)]
+    CleanupWait(RawCleanupWait),
     /// Says which release this is.
     #[command(after_long_help = help::VERSION)]
     Version(RawVersion),
@@ -49,27 +54,62 @@ pub(super) enum RawCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct RawRegistry {
-    /// How the first peers are found. dns: the addresses of a headless service; static: a fixed list. Required.
+    /// How the first peers are found. dns: the addresses of a headless service; http: whom a URL names; static: a fixed
+    /// list. Required.
     #[arg(
         long,
         env = "BOOTSTRAP_KIND",
         default_value = "",
         hide_default_value = true,
-        value_name = "dns|static",
+        value_name = "dns|http|static",
         help_heading = PEERS
     )]
     pub(super) bootstrap_kind: String,
 
-    /// Name whose A and AAAA records are the peers' addresses. Required with --bootstrap-kind=dns.
+    /// Names whose A and AAAA records are the peers' addresses; all are asked, and one that cannot be resolved does not
+    /// harm the others. NAME:PORT where routers listen at another port than this node's. Several join clusters to one, such
+    /// as ours and Spegel's while a cluster is moved. Required with --bootstrap-kind=dns.
     #[arg(
-        long,
-        env = "DNS_BOOTSTRAP_DOMAIN",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "NAME",
+        long, env = "DNS_BOOTSTRAP_DOMAIN", value_delimiter = ',', num_args = 0.., value_name = "NAME",
         help_heading = PEERS
     )]
-    pub(super) dns_bootstrap_domain: String,
+    pub(super) dns_bootstrap_domain: Vec<String>,
+
+    /// Where peers are asked for: a URL that answers [{"ID":"","Addrs":["/ip4/192.0.2.7/tcp/5001"]}], such as /id at the
+    /// --http-bootstrap-addr of the other nodes. Required with --bootstrap-kind=http.
+    #[arg(
+        long,
+        env = "HTTP_BOOTSTRAP_URL",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "URL",
+        help_heading = PEERS
+    )]
+    pub(super) http_bootstrap_url: String,
+
+    /// Where /id is served, which names this node and some of its peers to those that know nobody. Default: nowhere.
+    #[arg(
+        long,
+        env = "HTTP_BOOTSTRAP_ADDR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "[IP]:PORT",
+        help_heading = PEERS
+    )]
+    pub(super) http_bootstrap_addr: String,
+
+    /// A directory with ca.crt, tls.crt and tls.key, read anew for each connection. With it /id is served to nobody without
+    /// a certificate of that authority, and the server at the URL must have one, too. Without it /id is plain HTTP, and
+    /// an https URL is of an authority that this machine trusts.
+    #[arg(
+        long,
+        env = "HTTP_BOOTSTRAP_CERT_DIR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "DIR",
+        help_heading = PEERS
+    )]
+    pub(super) http_bootstrap_cert_dir: String,
 
     /// Peers to begin with, as multiaddrs such as /ip4/192.0.2.7/tcp/5001. Two that are up suffice: the rest is learnt
     /// from them. Required with --bootstrap-kind=static.
@@ -145,8 +185,8 @@ pub(super) struct RawRegistry {
     )]
     pub(super) containerd_content_path: String,
 
-    /// Where this node's identity and token are kept. Default: nowhere; with each start the node is a new peer, and
-    /// what was told of the old one leads nowhere for up to 19 minutes.
+    /// Where this node's identity, token and known peers are kept. Default: nowhere; with each start the node is a new
+    /// peer, what was told of the old one leads nowhere for up to 19 minutes, and without a name server nobody is found.
     #[arg(
         long,
         env = "DATA_DIR",
@@ -416,6 +456,51 @@ pub(super) struct RawCleanup {
         help_heading = PROCESS
     )]
     pub(super) addr: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawCleanupWait {
+    /// The headless service of the nodes that are cleaned up, with its port. All its addresses of both families must
+    /// answer; it should publish those that are not ready. Required.
+    #[arg(
+        long,
+        env = "PROBE_ENDPOINT",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "HOST:PORT",
+        help_heading = PROCESS
+    )]
+    pub(super) probe_endpoint: String,
+
+    /// How often in a row every address must answer. Nodes that are known later than that are not waited for.
+    #[arg(
+        long,
+        env = "THRESHOLD",
+        default_value = "3",
+        value_name = "NUMBER",
+        help_heading = PROCESS
+    )]
+    pub(super) threshold: String,
+
+    /// From one look to the next.
+    #[arg(
+        long,
+        env = "PERIOD",
+        default_value = "2s",
+        value_name = "DURATION",
+        help_heading = PROCESS
+    )]
+    pub(super) period: String,
+
+    /// When to give up. Helm waits for a hook for 5 minutes, and does not say what was missing.
+    #[arg(
+        long,
+        env = "TIMEOUT",
+        default_value = "4m",
+        value_name = "DURATION",
+        help_heading = PROCESS
+    )]
+    pub(super) timeout: String,
 }
 
 #[derive(Debug, Args)]

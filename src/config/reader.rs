@@ -40,6 +40,34 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, Refused> {
     }
 }
 
+/// A host or an address, and the port behind it if there is one: `a.b.`, `a.b:5001`, `192.0.2.7:5001`, `[2001:db8::7]:5001`.
+pub(super) fn domain(text: &str) -> Result<(String, Option<u16>), Refused> {
+    let cure = "write a name such as peili-bootstrap.peili.svc.cluster.local., with :5001 behind it for another port";
+    let (host, port) = match text.rsplit_once(':') {
+        // An address of IPv6 without a port.
+        _ if text.parse::<IpAddr>().is_ok() => (text, None),
+        Some((host, port)) => match port.parse() {
+            Ok(0) | Err(_) => return refuse("has a port that is no number up to 65535", cure),
+            Ok(port) => (host, Some(port)),
+        },
+        None => (text, None),
+    };
+    let host = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .unwrap_or(host);
+    // RFC 1035, 2.3.4. What else is no name the resolver says.
+    let is_name = host.parse::<IpAddr>().is_ok()
+        || host.trim_end_matches('.').split('.').all(|label| {
+            let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            (1..=63).contains(&label.len()) && label.chars().all(good)
+        }) && host.len() <= 254;
+    match is_name {
+        true => Ok((host.to_string(), port)),
+        false => refuse("is no domain name", cure),
+    }
+}
+
 /// A name that peers are told beside other words, which a semicolon parts.
 pub(super) fn zone(text: &str) -> Result<String, Refused> {
     let cure = "write a short name, such as eu-west-1a";

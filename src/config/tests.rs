@@ -34,8 +34,10 @@ fn the_daemons_defaults_are_spegels() {
         registry,
         Registry {
             bootstrap: Bootstrap::Dns {
-                domain: "d".to_string()
+                domains: vec![("d".to_string(), None)]
             },
+            http_bootstrap_addr: None,
+            http_bootstrap_cert_dir: None,
             metrics_addr: ListenAddr::every(9090),
             store: Store::Containerd(containerd::Config {
                 socket: "/run/containerd/containerd.sock".into(),
@@ -364,8 +366,28 @@ fn what_a_bootstrap_kind_needs_is_asked_for() {
     for (words, missing) in [
         ("registry", "--bootstrap-kind [BOOTSTRAP_KIND] is missing"),
         (
+            "registry --bootstrap-kind gossip",
+            "--bootstrap-kind [BOOTSTRAP_KIND] \"gossip\" is not a way",
+        ),
+        (
             "registry --bootstrap-kind http",
-            "--bootstrap-kind [BOOTSTRAP_KIND] \"http\" is not a way",
+            "--http-bootstrap-url [HTTP_BOOTSTRAP_URL] is missing, and --bootstrap-kind is http",
+        ),
+        (
+            "registry --bootstrap-kind http --http-bootstrap-url peers/id",
+            "--http-bootstrap-url [HTTP_BOOTSTRAP_URL] \"peers/id\" is no URL",
+        ),
+        (
+            "registry --bootstrap-kind http --http-bootstrap-url http://a/id --http-bootstrap-cert-dir /c",
+            "\"http://a/id\" is not https, and --http-bootstrap-cert-dir is set: write https://",
+        ),
+        (
+            "registry --bootstrap-kind dns --dns-bootstrap-domain https://a",
+            "--dns-bootstrap-domain [DNS_BOOTSTRAP_DOMAIN] \"https://a\" has a port that is no number",
+        ),
+        (
+            "registry --bootstrap-kind dns --dns-bootstrap-domain d --http-bootstrap-addr :9090",
+            "--http-bootstrap-addr [HTTP_BOOTSTRAP_ADDR] \":9090\" is taken by --metrics-addr",
         ),
         (
             "registry --bootstrap-kind static",
@@ -381,6 +403,92 @@ fn what_a_bootstrap_kind_needs_is_asked_for() {
         assert!(text.contains(missing), "{text}");
         assert!(text.starts_with("peili: one value"), "{text}");
     }
+}
+
+#[test]
+fn the_first_peers_are_behind_names_a_url_or_in_a_list() {
+    let words = "registry --bootstrap-kind dns --dns-bootstrap-domain";
+    for (domains, read) in [
+        ("a.svc.", vec![("a.svc.", None)]),
+        (
+            "a.svc.,b.svc:6001 192.0.2.7:1",
+            vec![
+                ("a.svc.", None),
+                ("b.svc", Some(6001)),
+                ("192.0.2.7", Some(1)),
+            ],
+        ),
+        (
+            "2001:db8::7 [2001:db8::7]:5001",
+            vec![("2001:db8::7", None), ("2001:db8::7", Some(5001))],
+        ),
+    ] {
+        let Command::Registry(registry) = command(&format!("{words} {domains}")) else {
+            panic!("another command");
+        };
+        let read = read
+            .into_iter()
+            .map(|(name, port)| (name.to_string(), port));
+        let domains = read.collect();
+        assert_eq!(registry.bootstrap, Bootstrap::Dns { domains });
+    }
+    for (domain, reason) in [
+        ("a..b", "is no domain name"),
+        ("a/b", "is no domain name"),
+        ("a:0", "has a port that is no number up to 65535"),
+        ("a:http", "has a port that is no number up to 65535"),
+        (&"a".repeat(64), "is no domain name"),
+    ] {
+        let text = refused(&format!("{words} {domain}"));
+        assert!(text.contains(reason), "{text}");
+        assert!(text.starts_with("peili: one value"), "{text}");
+    }
+
+    let Command::Registry(registry) = command(
+        "registry --bootstrap-kind http --http-bootstrap-url https://peers.test/id \
+         --http-bootstrap-addr :5002 --http-bootstrap-cert-dir /certs",
+    ) else {
+        panic!("another command");
+    };
+    assert_eq!(
+        registry.bootstrap,
+        Bootstrap::Http(http::Config {
+            url: "https://peers.test/id".parse().expect("a URL"),
+            cert_dir: Some("/certs".into()),
+        })
+    );
+    assert_eq!(registry.http_bootstrap_addr, Some(ListenAddr::every(5002)));
+    // Served by whoever is told to, however he finds others himself.
+    let other = daemon("--http-bootstrap-addr :5002");
+    assert_eq!(other.http_bootstrap_addr, Some(ListenAddr::every(5002)));
+}
+
+#[test]
+fn what_the_uninstalling_hook_waits_for_is_what_was_said() {
+    assert_eq!(
+        command("cleanup-wait --probe-endpoint cleanup.peili.svc:8080"),
+        Command::CleanupWait(CleanupWait {
+            host: "cleanup.peili.svc".to_string(),
+            port: 8080,
+            threshold: 3,
+            period: Duration::from_secs(2),
+            timeout: Duration::from_secs(240),
+        })
+    );
+    let text = refused("cleanup-wait --probe-endpoint a --threshold 0 --period 0 --timeout soon");
+    for said in [
+        "--probe-endpoint [PROBE_ENDPOINT] \"a\" has no port: write",
+        "--threshold [THRESHOLD] \"0\" asks nobody: write 1 or more",
+        "--period [PERIOD] \"0\" leaves no time",
+        "--timeout [TIMEOUT] \"soon\" is not a duration",
+    ] {
+        assert!(text.contains(said), "{said}\n{text}");
+    }
+    let text = refused("cleanup-wait");
+    assert!(
+        text.contains("--probe-endpoint [PROBE_ENDPOINT] is missing"),
+        "{text}"
+    );
 }
 
 #[test]

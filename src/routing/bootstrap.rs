@@ -4,51 +4,75 @@
 //! an empty answer may be believed is what [`Found::authoritative`] says. Peer ids are not known beforehand; whoever
 //! answers at the address tells its own.
 
+pub mod dns;
+pub mod http;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::LookupIpStrategy;
-use hickory_resolver::net::{DnsError, NetError};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use hickory_resolver::net::NetError;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use rand::seq::SliceRandom;
+use tokio::time::{Instant, timeout_at};
 
-/// How many of a name's addresses are tried in one round. Chosen at random among all of them: everybody's first three
-/// would be the same three nodes, and whoever starts beside a dead one would find it in each round.
+use dns::{LookupError, Resolver};
+
+/// How many of a name's addresses are tried at first. Chosen at random among all of them: everybody's first three would
+/// be the same three nodes, and whoever starts beside a dead one would find it in each round.
 const SAMPLE: usize = 3;
 
-/// One attempt at one name server. CoreDNS answers in milliseconds; after this long the packet is lost.
-const DNS_ATTEMPT: Duration = Duration::from_secs(2);
+/// How many more are kept, for the case that those are silent.
+const MORE: usize = 4 * SAMPLE;
 
-/// All attempts, at all name servers, for all names of the search list together.
-const DNS: Duration = Duration::from_secs(10);
+/// How long other names are waited for once there is somebody to call: a name server that hangs costs 10 s.
+const OTHER_NAMES: Duration = Duration::from_millis(500);
 
 /// Where a node looks for the first others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bootstrap {
-    /// The addresses of a headless service, with the port at which every node's router listens.
-    Dns { domain: String, port: u16 },
+    /// The addresses of headless services. One whose name cannot be resolved does not harm the others.
+    Dns(Vec<Domain>),
+    /// Whom a URL names.
+    Http(http::Config),
     /// These, with or without `/p2p/…`.
     Static(Vec<Multiaddr>),
 }
 
-/// What a round of looking has found.
+/// A headless service, and the port at which each of its nodes' routers listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    pub name: String,
+    pub port: u16,
+}
+
+/// What a round of looking has found. This node itself is not in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Whom to try; this node itself is not among them.
+    /// Whom to try, side by side.
     pub candidates: Vec<Multiaddr>,
+    /// Whom to try beside them while they are silent, in this order.
+    pub others: Vec<Multiaddr>,
     /// Whether no candidates means that there is nobody else.
     pub authoritative: bool,
+    /// What did not work, though something did.
+    pub trouble: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     #[error("cannot read the system's DNS configuration (/etc/resolv.conf): {0}")]
     Configuration(#[source] NetError),
-    /// The name server did not answer or could not: worth another try.
-    #[error("cannot resolve {domain}: {source}")]
-    Dns { domain: String, source: NetError },
+    /// Of no name it is known whether it has addresses.
+    #[error("{0}")]
+    Dns(String),
+    #[error("cannot get peers from {url}: {source}")]
+    Http {
+        url: http::Url,
+        source: Box<http::Error>,
+    },
 }
 
 /// Why a text is no address to begin with.
@@ -81,75 +105,130 @@ pub fn parse_address(text: &str) -> Result<Multiaddr, AddressError> {
 #[derive(Clone)]
 pub enum Bootstrapper {
     Dns {
-        resolver: Box<TokioResolver>,
-        domain: String,
-        port: u16,
+        resolver: Resolver,
+        domains: Vec<Domain>,
     },
+    Http(http::Client),
     Static(Vec<Multiaddr>),
 }
 
 impl Bootstrapper {
     pub fn new(bootstrap: Bootstrap) -> Result<Self, BootstrapError> {
-        match bootstrap {
-            Bootstrap::Static(addresses) => Ok(Self::Static(addresses)),
-            Bootstrap::Dns { domain, port } => {
-                let mut builder =
-                    TokioResolver::builder_tokio().map_err(BootstrapError::Configuration)?;
-                let options = builder.options_mut();
-                options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-                // "Nobody yet" must not be believed for longer than it is true.
-                options.cache_size = 0;
-                options.timeout = DNS_ATTEMPT;
-                let resolver = Box::new(builder.build().map_err(BootstrapError::Configuration)?);
-                Ok(Self::Dns {
-                    resolver,
-                    domain,
-                    port,
-                })
-            }
-        }
+        let resolver = || Resolver::system().map_err(BootstrapError::Configuration);
+        Ok(match bootstrap {
+            Bootstrap::Static(addresses) => Self::Static(addresses),
+            Bootstrap::Http(config) => Self::Http(http::Client::new(config, resolver()?)),
+            Bootstrap::Dns(domains) => Self::Dns {
+                resolver: resolver()?,
+                domains,
+            },
+        })
     }
 
     /// Whom to try now, except at the addresses `own`.
     pub async fn find(&self, own: &[SocketAddr]) -> Result<Found, BootstrapError> {
-        let mut candidates = match self {
-            Self::Static(addresses) => addresses.clone(),
-            Self::Dns {
-                resolver,
-                domain,
-                port,
-            } => resolve(resolver, domain, *port).await?,
-        };
-        candidates.retain(|address| !own.iter().any(|own| is_at(address, *own)));
-        if let Self::Dns { .. } = self {
-            candidates.shuffle(&mut rand::rng());
-            candidates.truncate(SAMPLE);
+        match self {
+            Self::Static(addresses) => Ok(Found {
+                candidates: except(addresses.clone(), own),
+                authoritative: true,
+                ..Found::default()
+            }),
+            Self::Http(client) => {
+                let named = client.ask().await;
+                let named = named.map_err(|source| BootstrapError::Http {
+                    url: client.url().clone(),
+                    source: Box::new(source),
+                })?;
+                // Behind one address stand many nodes, and the one that answered may have been this one.
+                let authoritative = named.is_empty();
+                Ok(sample([except(named, own)], authoritative))
+            }
+            Self::Dns { resolver, domains } => {
+                let (found, trouble) = resolve_all(resolver, domains, own).await;
+                let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
+                match trouble {
+                    Some(trouble) if found.is_empty() => Err(BootstrapError::Dns(trouble)),
+                    // Somebody may be behind the name that was not resolved.
+                    trouble => Ok(Found {
+                        authoritative: trouble.is_none(),
+                        trouble,
+                        ..sample(found, true)
+                    }),
+                }
+            }
         }
-        Ok(Found {
-            candidates,
-            authoritative: true,
-        })
     }
 }
 
-async fn resolve(
-    resolver: &TokioResolver,
-    domain: &str,
-    port: u16,
-) -> Result<Vec<Multiaddr>, BootstrapError> {
-    let lookup = tokio::time::timeout(DNS, resolver.lookup_ip(domain));
-    match lookup.await.unwrap_or(Err(NetError::Timeout)) {
-        Ok(ips) => Ok(ips
-            .iter()
-            .map(|ip| Multiaddr::from(ip).with(Protocol::Tcp(port)))
-            .collect()),
-        // A headless service without endpoints, or that does not exist: the name server knows that there is nobody.
-        Err(NetError::Dns(DnsError::NoRecordsFound(_))) => Ok(Vec::new()),
-        Err(source) => Err(BootstrapError::Dns {
-            domain: domain.to_string(),
-            source,
-        }),
+/// The addresses of each name that could be resolved, and what went wrong with others. As soon as one has somebody, the
+/// others have [`OTHER_NAMES`] left.
+async fn resolve_all(
+    resolver: &Resolver,
+    domains: &[Domain],
+    own: &[SocketAddr],
+) -> (Vec<Vec<Multiaddr>>, Vec<String>) {
+    let asked = domains.iter().map(|domain| resolve(resolver, domain));
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    let (mut found, mut trouble) = (Vec::new(), Vec::new());
+    let mut until = None;
+    loop {
+        let answer = match until {
+            None => asked.next().await,
+            Some(until) => match timeout_at(until, asked.next()).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    trouble.push("other names are not resolved yet".to_string());
+                    None
+                }
+            },
+        };
+        match answer {
+            Some(Ok(addresses)) => {
+                let addresses = except(addresses, own);
+                if !addresses.is_empty() {
+                    until.get_or_insert_with(|| Instant::now() + OTHER_NAMES);
+                }
+                found.push(addresses);
+            }
+            Some(Err(error)) => trouble.push(error),
+            None => return (found, trouble),
+        }
     }
+}
+
+/// Some of each list: of two clusters that are one for a while, the larger one does not take all the places.
+fn sample(lists: impl IntoIterator<Item = Vec<Multiaddr>>, authoritative: bool) -> Found {
+    let mut found = Found {
+        authoritative,
+        ..Found::default()
+    };
+    for mut list in lists {
+        list.shuffle(&mut rand::rng());
+        let others = list.split_off(SAMPLE.min(list.len()));
+        found.candidates.extend(list);
+        found.others.extend(others.into_iter().take(MORE));
+    }
+    found.others.shuffle(&mut rand::rng());
+    found.others.truncate(MORE);
+    found
+}
+
+async fn resolve(resolver: &Resolver, domain: &Domain) -> Result<Vec<Multiaddr>, String> {
+    let Domain { name, port } = domain;
+    let found = resolver.addresses(name).await;
+    let ips = found.map_err(|error| match error {
+        LookupError::Name(_) => format!("{name:?} {error}"),
+        LookupError::Server(_) => format!("cannot resolve {name}: {error}"),
+    })?;
+    let addresses = ips.into_iter();
+    Ok(addresses
+        .map(|ip| Multiaddr::from(ip.to_canonical()).with(Protocol::Tcp(*port)))
+        .collect())
+}
+
+fn except(mut addresses: Vec<Multiaddr>, own: &[SocketAddr]) -> Vec<Multiaddr> {
+    addresses.retain(|address| !own.iter().any(|own| is_at(address, *own)));
+    addresses
 }
 
 fn is_at(address: &Multiaddr, socket: SocketAddr) -> bool {

@@ -8,6 +8,7 @@
 //!                                          |-- acquaintances  zones, and who understands messages
 //!                                          |-- records     own keys and when each is announced again
 //!                                          |-- joining     rounds of bootstrap
+//!                                          |-- known       peers of an earlier life, in a file
 //!                                          `-- store       what others told (inside of the swarm)
 //! ```
 //!
@@ -22,6 +23,7 @@ mod event_loop;
 pub mod identity;
 mod inbound;
 mod joining;
+mod known;
 mod leave;
 mod lookups;
 mod meetings;
@@ -41,11 +43,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use libp2p::Swarm;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::SwarmEvent;
+use libp2p::{Multiaddr, Swarm};
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub use acquaintances::MAX_ZONE;
@@ -62,6 +65,7 @@ use crate::readiness::Guard;
 use addresses::{Policy, multiaddr};
 use behaviour::Behaviour;
 use identity::IdentityError;
+use known::KnownPeers;
 
 /// Binding is a matter of microseconds; this is for a machine whose network interfaces cannot be listed.
 const BIND: Duration = Duration::from_secs(5);
@@ -75,7 +79,7 @@ pub struct Config {
     pub advertise: Vec<IpAddr>,
     /// Every node's registry is taken to listen at this port.
     pub registry_port: u16,
-    /// Where this node's identity is kept; without it, it has a new one at each start.
+    /// Where this node's identity and known peers are kept; without it, it has a new identity at each start.
     pub data_dir: Option<PathBuf>,
     /// How the first peers are found. Without it this node waits to be found.
     pub bootstrap: Option<Bootstrap>,
@@ -113,6 +117,8 @@ pub struct Kad {
     commands: mpsc::UnboundedSender<Command>,
     me: Peer,
     listening: Arc<[SocketAddr]>,
+    /// Where others are told that this router is.
+    announced: Arc<[SocketAddr]>,
 }
 
 /// What [`bind`] has bound.
@@ -133,6 +139,7 @@ enum Command {
     Withdraw(Vec<Key>),
     Refused(PeerId),
     Leave(oneshot::Sender<()>),
+    Neighbours(oneshot::Sender<Vec<Vec<SocketAddr>>>),
     Closest {
         meeting: Meeting,
         waiter: meetings::Waiter,
@@ -166,6 +173,7 @@ pub async fn bind_over(
         return Err(Error::NothingToAdvertise);
     }
     let keypair = identity::load_or_create(config.data_dir.as_deref())?;
+    let known = KnownPeers::load(config.data_dir.as_deref(), Instant::now());
     let bootstrapper = config.bootstrap.map(Bootstrapper::new).transpose()?;
     let policy = Policy::of(&config.advertise);
     let rng = rand::make_rng::<StdRng>();
@@ -196,6 +204,7 @@ pub async fn bind_over(
         commands,
         me: me.clone(),
         listening: listening.clone().into(),
+        announced: announced.clone().into(),
     };
     let own = announced.into_iter().chain(listening).collect();
     let event_loop = EventLoop::new(event_loop::Parts {
@@ -208,6 +217,7 @@ pub async fn bind_over(
         registry_port: config.registry_port,
         resolve_timeout: config.resolve_timeout,
         bootstrapper,
+        known,
         metrics,
         readiness,
     });
@@ -300,6 +310,21 @@ impl Kad {
     /// This node's name among the peers.
     pub fn peer_id(&self) -> &PeerId {
         &self.me.id
+    }
+
+    /// Whom a node that knows nobody may call: this one first, and some of its neighbours, each with its addresses. A
+    /// router that has ended knows nobody.
+    pub async fn introduce(&self) -> Vec<Vec<Multiaddr>> {
+        /// Who asks wants one; that so many are gone at once is an outage of half a cluster.
+        const MAX: usize = 16;
+        let (asker, told) = oneshot::channel();
+        // An error is seen by the waiter.
+        let _ = self.send(Command::Neighbours(asker));
+        let neighbours = told.await.unwrap_or_default();
+        let all = std::iter::once(self.announced.to_vec()).chain(neighbours);
+        all.take(MAX)
+            .map(|at| at.into_iter().map(multiaddr).collect())
+            .collect()
     }
 
     /// Tells the peers connected now that this node leaves, and returns when they know, or after a moment. Nothing is

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub struct Dns {
     _netns: Netns,
     ip: Ipv4Addr,
     hosts: PathBuf,
-    names: Mutex<BTreeMap<String, Vec<Ipv4Addr>>>,
+    names: Mutex<BTreeMap<String, Vec<IpAddr>>>,
 }
 
 impl Dns {
@@ -67,6 +67,12 @@ impl Dns {
 
     /// From when this returns, `name` has exactly these addresses.
     pub async fn set(&self, name: &str, ips: &[Ipv4Addr]) -> Result<()> {
+        let ips: Vec<IpAddr> = ips.iter().map(|ip| (*ip).into()).collect();
+        self.set_both(name, &ips).await
+    }
+
+    /// The same for addresses of both families.
+    pub async fn set_both(&self, name: &str, ips: &[IpAddr]) -> Result<()> {
         self.change(|names| {
             names.insert(name.to_owned(), ips.to_vec());
         })
@@ -74,20 +80,30 @@ impl Dns {
     }
 
     pub async fn add(&self, name: &str, ip: Ipv4Addr) -> Result<()> {
-        self.change(|names| names.entry(name.to_owned()).or_default().push(ip))
+        self.change(|names| names.entry(name.to_owned()).or_default().push(ip.into()))
             .await
     }
 
     pub async fn remove(&self, name: &str, ip: Ipv4Addr) -> Result<()> {
         self.change(|names| {
             if let Some(ips) = names.get_mut(name) {
-                ips.retain(|known| *known != ip);
+                ips.retain(|known| *known != IpAddr::V4(ip));
             }
         })
         .await
     }
 
-    async fn change(&self, edit: impl FnOnce(&mut BTreeMap<String, Vec<Ipv4Addr>>)) -> Result<()> {
+    /// From now on questions get no answer, and nobody is refused.
+    pub fn hang(&self) -> Result<()> {
+        self.daemon.signal(Signal::STOP)
+    }
+
+    /// The end of that.
+    pub fn go_on(&self) -> Result<()> {
+        self.daemon.signal(Signal::CONT)
+    }
+
+    async fn change(&self, edit: impl FnOnce(&mut BTreeMap<String, Vec<IpAddr>>)) -> Result<()> {
         let seen = {
             let mut names = self.names.lock().unwrap();
             edit(&mut names);

@@ -1,67 +1,52 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hickory_resolver::Resolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::op::{Message, MessageType, ResponseCode};
-use hickory_resolver::proto::rr::{RData, Record};
-use tokio::net::UdpSocket;
+use hickory_resolver::proto::op::ResponseCode;
 
+use super::dns::fake::{Answer, NameServer};
 use super::*;
 
-/// A name server that knows the same addresses for every name.
-async fn name_server(code: ResponseCode, ips: Vec<IpAddr>) -> Bootstrapper {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut buffer = [0; 1500];
-        while let Ok((length, asker)) = socket.recv_from(&mut buffer).await {
-            let request = Message::from_vec(&buffer[..length]).unwrap();
-            let question = request.queries[0].clone();
-            let mut answer = Message::response(request.metadata.id, request.metadata.op_code);
-            answer.metadata.message_type = MessageType::Response;
-            answer.metadata.response_code = code;
-            answer.add_query(question.clone());
-            for ip in &ips {
-                let data = match ip {
-                    IpAddr::V4(ip) => RData::A((*ip).into()),
-                    IpAddr::V6(ip) => RData::AAAA((*ip).into()),
-                };
-                if data.record_type() == question.query_type() {
-                    answer.add_answer(Record::from_rdata(question.name().clone(), 5, data));
-                }
-            }
-            let _ = socket.send_to(&answer.to_vec().unwrap(), asker).await;
-        }
-    });
+const NAME: &str = "peili.example.";
 
-    let mut connection = ConnectionConfig::udp();
-    connection.port = address.port();
-    let server = NameServerConfig::new(address.ip(), true, vec![connection]);
-    let config = ResolverConfig::from_parts(None, vec![], vec![server]);
-    let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
-    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    builder.options_mut().cache_size = 0;
-    builder.options_mut().attempts = 1;
-    builder.options_mut().try_tcp_on_error = false;
-    Bootstrapper::Dns {
-        resolver: Box::new(builder.build().unwrap()),
-        domain: "peili.example.".into(),
+/// Asks one name, of which this is known.
+async fn name_server(answer: Answer) -> Bootstrapper {
+    let server = NameServer::start().await;
+    server.set_both(NAME, answer);
+    names(&server, &[NAME])
+}
+
+fn names(server: &NameServer, names: &[&str]) -> Bootstrapper {
+    let domains = names.iter().map(|name| Domain {
+        name: name.to_string(),
         port: 5001,
+    });
+    Bootstrapper::Dns {
+        resolver: server.resolver(&[]),
+        domains: domains.collect(),
     }
+}
+
+fn v4(range: std::ops::RangeInclusive<u8>) -> Vec<IpAddr> {
+    range.map(|n| Ipv4Addr::new(10, 0, 0, n).into()).collect()
 }
 
 #[tokio::test]
 async fn three_of_all_addresses_of_both_families_are_tried_and_not_always_the_same() {
-    let v4 = (1..=8).map(|n| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)));
     let v6 = (1..=8).map(|n| IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n)));
-    let dns = name_server(ResponseCode::NoError, v4.chain(v6).collect()).await;
+    let dns = name_server(Answer::Addresses(v4(1..=8).into_iter().chain(v6).collect())).await;
 
     let mut seen = HashSet::new();
     for _ in 0..20 {
         let found = dns.find(&[]).await.unwrap();
         assert_eq!(found.candidates.len(), 3);
+        // And others, for the case that these are silent.
+        assert_eq!(found.others.len(), 12);
+        assert!(
+            found
+                .others
+                .iter()
+                .all(|other| !found.candidates.contains(other))
+        );
         seen.extend(found.candidates.iter().map(Multiaddr::to_string));
     }
 
@@ -78,8 +63,11 @@ async fn three_of_all_addresses_of_both_families_are_tried_and_not_always_the_sa
 
 #[tokio::test]
 async fn a_name_without_addresses_says_that_nobody_else_is_there() {
-    for code in [ResponseCode::NoError, ResponseCode::NXDomain] {
-        let dns = name_server(code, vec![]).await;
+    for answer in [
+        Answer::Addresses(vec![]),
+        Answer::Code(ResponseCode::NXDomain),
+    ] {
+        let dns = name_server(answer).await;
 
         let found = dns.find(&[]).await.unwrap();
 
@@ -91,21 +79,70 @@ async fn a_name_without_addresses_says_that_nobody_else_is_there() {
 #[tokio::test]
 async fn a_node_that_finds_only_itself_is_alone() {
     let own = "10.0.0.1:5001".parse().unwrap();
-    let dns = name_server(ResponseCode::NoError, vec!["10.0.0.1".parse().unwrap()]).await;
+    let dns = name_server(Answer::Addresses(v4(1..=1))).await;
 
-    assert_eq!(dns.find(&[own]).await.unwrap().candidates, []);
+    let alone = dns.find(&[own]).await.unwrap();
+    assert_eq!((alone.candidates, alone.authoritative), (vec![], true));
     assert_eq!(dns.find(&[]).await.unwrap().candidates.len(), 1);
 }
 
 #[tokio::test]
 async fn a_name_server_in_trouble_is_an_error_and_no_answer() {
     for code in [ResponseCode::ServFail, ResponseCode::Refused] {
-        let dns = name_server(code, vec![]).await;
+        let dns = name_server(Answer::Code(code)).await;
 
         let error = dns.find(&[]).await.unwrap_err().to_string();
 
         assert!(error.contains("peili.example."), "{error}");
     }
+}
+
+#[tokio::test]
+async fn of_several_names_each_gives_some_and_one_that_fails_does_not_harm() {
+    let server = NameServer::start().await;
+    server.set_both("large.test.", Answer::Addresses(v4(10..=200)));
+    server.set_both("small.test.", Answer::Addresses(v4(1..=1)));
+    let here = "/ip4/10.0.0.1/tcp/5001".parse().unwrap();
+    let both = names(&server, &["large.test.", "small.test."]);
+    let found = both.find(&[]).await.unwrap();
+    assert_eq!(found.candidates.len(), 4);
+    assert!(found.candidates.contains(&here), "{found:?}");
+    assert_eq!(found.trouble, None);
+
+    server.set_both("large.test.", Answer::Code(ResponseCode::ServFail));
+    let found = both.find(&[]).await.unwrap();
+    assert_eq!(found.candidates, std::slice::from_ref(&here));
+    assert!(
+        found
+            .trouble
+            .unwrap()
+            .contains("cannot resolve large.test.: ")
+    );
+
+    // A name server that hangs for one of them does not hold up the other one.
+    server.set_both("large.test.", Answer::Silence);
+    let begun = Instant::now();
+    let found = both.find(&[]).await.unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(found.candidates, [here]);
+    assert!(found.trouble.is_some());
+
+    // This node is alone behind one name, and nobody knows who is behind the other.
+    server.set_both("large.test.", Answer::Code(ResponseCode::ServFail));
+    let own = "10.0.0.1:5001".parse().unwrap();
+    let found = both.find(&[own]).await.unwrap();
+    assert_eq!((found.candidates, found.authoritative), (vec![], false));
+
+    server.set_both("small.test.", Answer::Code(ResponseCode::ServFail));
+    let error = both.find(&[]).await.unwrap_err().to_string();
+    assert!(
+        error.contains("large.test.") && error.contains("small.test."),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{PeerId, Swarm};
 use rand::RngExt;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,7 @@ use super::acquaintances::Acquaintances;
 use super::addresses::Policy;
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::joining::Joining;
+use super::known::KnownPeers;
 use super::leave::{self, FAREWELL};
 use super::lookups::Lookups;
 use super::meetings::{self, Meetings};
@@ -114,6 +116,11 @@ pub struct EventLoop {
     own: HashSet<SocketAddr>,
     joining: Joining,
     phase: Phase,
+    /// When others are called beside those who are silent.
+    beside_at: Option<Instant>,
+    /// What was last said of the way to the first peers.
+    trouble: Option<String>,
+    known: KnownPeers,
     leaving: Option<Leaving>,
 }
 
@@ -136,6 +143,7 @@ pub(super) struct Parts {
     pub registry_port: u16,
     pub resolve_timeout: Duration,
     pub bootstrapper: Option<Bootstrapper>,
+    pub known: KnownPeers,
     pub metrics: Metrics,
     pub readiness: Guard,
 }
@@ -179,6 +187,9 @@ impl EventLoop {
             own: parts.own,
             joining: Joining::new(now),
             phase: Phase::Waiting,
+            beside_at: None,
+            trouble: None,
+            known: parts.known,
             leaving: None,
             rng,
         }
@@ -208,6 +219,7 @@ impl EventLoop {
     /// Nothing can be taken back from the DHT: who has not heard that we leave and follows our old records is refused and
     /// asks the next.
     async fn close(mut self) {
+        self.keep_known(Instant::now());
         let leaving = self.leave(Instant::now());
         let (told, deadline) = (leaving.told, leaving.deadline);
         if !told {
@@ -228,6 +240,7 @@ impl EventLoop {
         };
         // What is not closed now is closed with the process.
         let _ = tokio::time::timeout(GOODBYE, closed).await;
+        self.known.finish().await;
     }
 
     fn command(&mut self, command: Command) {
@@ -277,8 +290,39 @@ impl EventLoop {
                 Ok(peer) => self.forget(peer, now),
                 Err(_) => debug!(%peer, "refused by somebody who is no peer of this router"),
             },
-            Command::Leave(done) => self.leave(now).waiters.push(done),
+            Command::Leave(done) => {
+                // Now, while they are there: all may be about to leave.
+                self.keep_known(now);
+                self.leave(now).waiters.push(done);
+            }
+            Command::Neighbours(asker) => {
+                // It waits no longer.
+                let _ = asker.send(self.neighbours());
+            }
         }
+    }
+
+    /// Who is in the routing table, each with its addresses, in no order.
+    fn neighbours(&mut self) -> Vec<Vec<SocketAddr>> {
+        let policy = self.policy;
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let mut neighbours = Vec::new();
+        for bucket in kad.kbuckets() {
+            for entry in bucket.iter() {
+                let addresses = entry.node.value.iter();
+                let at: Vec<_> = addresses.filter_map(|a| policy.socket(a)).collect();
+                if !at.is_empty() {
+                    neighbours.push(at);
+                }
+            }
+        }
+        neighbours.shuffle(&mut self.rng);
+        neighbours
+    }
+
+    fn keep_known(&mut self, now: Instant) {
+        let neighbours = self.neighbours().into_iter().flatten().collect();
+        self.known.save(neighbours, now);
     }
 
     /// Says that this node leaves, once. What is announced later would say the opposite.
@@ -419,6 +463,9 @@ impl EventLoop {
             self.settled = true;
             self.count_peers(now);
         }
+        if self.known.save_at().is_some_and(|at| at <= now) {
+            self.keep_known(now);
+        }
         self.join(now);
         self.end_farewell(now);
     }
@@ -480,6 +527,8 @@ impl EventLoop {
             self.introduction_ends(),
             announce,
             join,
+            self.beside_at,
+            self.known.save_at(),
             self.settle_at(),
             farewell,
         ];

@@ -35,6 +35,8 @@ pub enum Outcome {
     NoAnswer,
     /// There is nobody but this node.
     NobodyElse,
+    /// Nobody else was named, by somebody who may not know everybody.
+    OnlyUs,
     /// Everybody who was tried refused.
     Refused,
     /// Somebody is connected, and in the routing table as soon as it has said who it is.
@@ -91,7 +93,7 @@ impl Round {
             (true, _) => Outcome::Reached,
             (false, true) => Outcome::Refused,
             (false, false) if authoritative => Outcome::NobodyElse,
-            (false, false) => Outcome::NoAnswer,
+            (false, false) => Outcome::OnlyUs,
         })
     }
 }
@@ -157,16 +159,16 @@ impl Joining {
         };
         self.stranger = false;
         self.refused = match outcome {
-            Outcome::Refused => self.refused + 1,
+            Outcome::Refused | Outcome::OnlyUs => self.refused + 1,
             Outcome::NoAnswer => self.refused,
             Outcome::NobodyElse | Outcome::Reached => 0,
         };
         match outcome {
             Outcome::NobodyElse => Awaiting::Nobody,
-            Outcome::Refused if self.refused >= PATIENCE => Awaiting::Nobody,
+            Outcome::Refused | Outcome::OnlyUs if self.refused >= PATIENCE => Awaiting::Nobody,
             _ if peers > 0 => Awaiting::Nobody,
             Outcome::NoAnswer => Awaiting::AnAnswer,
-            Outcome::Refused | Outcome::Reached => Awaiting::APeer,
+            Outcome::Refused | Outcome::OnlyUs | Outcome::Reached => Awaiting::APeer,
         }
     }
 }
@@ -197,7 +199,7 @@ mod tests {
         let id = ConnectionId::new_unchecked;
         let mut round = Round::default();
         assert_eq!(round.outcome(true), Some(NobodyElse));
-        assert_eq!(round.outcome(false), Some(NoAnswer));
+        assert_eq!(round.outcome(false), Some(OnlyUs));
 
         round.dials(id(1));
         round.dials(id(2));
@@ -228,6 +230,10 @@ mod tests {
             (vec![(Reached, 1)], vec![Awaiting::Nobody]),
             (vec![(Reached, 0)], vec![Awaiting::APeer]),
             (vec![(NoAnswer, 0); 9], vec![Awaiting::AnAnswer; 9]),
+            (
+                vec![(OnlyUs, 0), (OnlyUs, 0), (OnlyUs, 0)],
+                vec![Awaiting::APeer, Awaiting::APeer, Awaiting::Nobody],
+            ),
             (
                 vec![(Refused, 0), (Refused, 0), (NoAnswer, 0), (Refused, 0)],
                 vec![
