@@ -234,6 +234,10 @@ fn path(file: &tempfile::NamedTempFile) -> &str {
     file.path().to_str().expect("UTF-8")
 }
 
+#[path = "../lab/mod.rs"]
+#[allow(dead_code, reason = "each test uses its part of the lab")]
+mod lab;
 mod page;
+mod pod;
 mod schema;
 mod templates;
