@@ -27,7 +27,7 @@ demo: deps ## build a small cluster here, show an image going from node to node,
 	@$(AS_ROOT_IF_FREE) cargo run --quiet --example demo -- $(DEMO)
 
 .PHONY: test
-test: deps containerds ## run every test; those that need a lab of real containerds need root
+test: deps containerds tools test-image ## run every test; those that need a lab of real containerds need root
 	$(AS_ROOT_IF_FREE) cargo test --all-features
 
 .PHONY: test-matrix
@@ -47,9 +47,41 @@ bench-crowd: deps containerds ## many nodes pull an image at once, measured; CRO
 	$(AS_ROOT) cargo bench --bench crowd -- $(CROWD)
 
 .PHONY: docs
-docs: deps ## write the pages that are made from the program itself: options, metrics
+docs: deps ## write the pages that are made from the program itself: options, metrics, the chart's values
 	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --lib config::page
 	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --test metrics the_page
+	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --test chart the_readme
+
+# One file without shared libraries, which says nothing of where it was built. getrandom looks for libc's function by its
+# name, which a static program has not, and falls back to files of /dev: it is told to ask the kernel.
+TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+STATIC := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom" \
+	--remap-path-prefix=$(CURDIR)=/peili --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
+PROFILE := release
+# `make static DEPS=` installs nothing.
+DEPS := deps
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PROGRAM := $(TARGET)/$(TRIPLE)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/peili
+ARCH := $(if $(findstring aarch64,$(TRIPLE)),arm64,amd64)
+IMAGE := $(TARGET)/image/peili-$(PROFILE).tar
+NAME := $(shell sed -n 's/^  repository: //p' charts/peili/values.yaml):$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+
+.PHONY: static
+static: $(DEPS) ## build the program as one file that needs no shared library
+	RUSTFLAGS='$(STATIC)' cargo build --locked --profile $(PROFILE) --target $(TRIPLE) --bin peili
+
+.PHONY: image
+image: static ## build the container image, as an OCI layout in a tar file: needs no builder and no network
+	cargo run --quiet --example image -- --binary $(ARCH)=$(PROGRAM) --name $(NAME) --output $(IMAGE)
+	@ls -l $(PROGRAM) $(IMAGE)
+
+.PHONY: test-image
+test-image:
+	@$(MAKE) --no-print-directory image PROFILE=dev
+
+.PHONY: tools
+tools: deps ## build helm and install the schemas of Kubernetes, for the chart's tests
+	@tests/tools
 
 .PHONY: fmt
 fmt: ## format the code

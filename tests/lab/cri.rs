@@ -10,6 +10,8 @@ use prost::Message;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic_prost::ProstCodec;
 
+pub mod pods;
+
 /// kubelet gives a pull minutes; a test that takes longer than this has failed.
 const PULL_TIMEOUT: Duration = Duration::from_secs(180);
 /// The other calls are answered from memory.

@@ -28,6 +28,7 @@ pub struct ImageSpec {
     busybox: bool,
     index: bool,
     gzip: bool,
+    command: Vec<String>,
 }
 
 impl ImageSpec {
@@ -42,6 +43,7 @@ impl ImageSpec {
             busybox: false,
             index: false,
             gzip: true,
+            command: vec!["/bin/sh".to_owned()],
         }
     }
 
@@ -60,6 +62,12 @@ impl ImageSpec {
     /// A first layer with busybox, so that the image runs.
     pub fn busybox(mut self) -> Self {
         self.busybox = true;
+        self
+    }
+
+    /// What it runs if nobody says otherwise.
+    pub fn command(mut self, command: &[&str]) -> Self {
+        self.command = command.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -90,7 +98,7 @@ impl ImageSpec {
             let random = Random::new(self.seed, place as u64);
             layers.push(maker.layer(|tar| add_data(tar, place, *size, random))?);
         }
-        let (config, manifest) = maker.manifest(here, &layers)?;
+        let (config, manifest) = maker.manifest(here, &layers, &self.command)?;
         let mut image = Image {
             registry: registry.to_owned(),
             name: self.name.clone(),
@@ -106,7 +114,7 @@ impl ImageSpec {
             let random = Random::new(self.seed, u64::MAX);
             let layer = maker.layer(|tar| add_data(tar, 0, 1 << 16, random))?;
             let layers = [layer];
-            let (config, manifest) = maker.manifest(elsewhere, &layers)?;
+            let (config, manifest) = maker.manifest(elsewhere, &layers, &self.command)?;
             let entry = |blob: &Blob, arch| {
                 let mut entry = descriptor(blob);
                 entry["platform"] = json!({"architecture": arch, "os": "linux"});

@@ -83,14 +83,14 @@ impl<'a> Maker<'a> {
     }
 
     /// Config and manifest.
-    pub(super) fn manifest(&self, arch: &str, layers: &[Layer]) -> Result<(Blob, Blob)> {
+    pub(super) fn manifest(&self, arch: &str, layers: &[Layer], command: &[String]) -> Result<(Blob, Blob)> {
         let diff_ids: Vec<&str> = layers.iter().map(|l| l.diff_id.as_str()).collect();
         let config = self.json(
             CONFIG,
             &json!({
                 "architecture": arch,
                 "os": "linux",
-                "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
+                "config": {"Cmd": command, "Env": ["PATH=/bin"]},
                 "rootfs": {"type": "layers", "diff_ids": diff_ids},
             }),
         )?;

@@ -1,0 +1,95 @@
+{{/* The product's block: `peili`, and what a values file says under `spegel`, Spegel's name for it, on top. */}}
+{{- define "peili.values" -}}
+{{- mergeOverwrite (deepCopy .Values.peili) (.Values.spegel | default dict) | toYaml -}}
+{{- end -}}
+
+{{- define "peili.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* At most 49 characters: "-cleanup-wait" follows, and 63 are a label's. */}}
+{{- define "peili.fullname" -}}
+{{- $name := include "peili.name" . -}}
+{{- $full := .Values.fullnameOverride | default (contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name)) -}}
+{{- $full | trunc 49 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "peili.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace -}}
+{{- end -}}
+
+{{/* Which installation a node's hosts.toml belongs to: two on one node refuse each other. */}}
+{{- define "peili.release" -}}
+{{- printf "%s/%s" (include "peili.namespace" .) .Release.Name -}}
+{{- end -}}
+
+{{- define "peili.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- define "peili.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "peili.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Call with a dict of root and component. */}}
+{{- define "peili.labels" -}}
+{{ include "peili.selectorLabels" .root }}
+app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "peili.serviceAccountName" -}}
+{{- .Values.serviceAccount.create | ternary (.Values.serviceAccount.name | default (include "peili.fullname" .)) (.Values.serviceAccount.name | default "default") -}}
+{{- end -}}
+
+{{/* Where the first peers are found. */}}
+{{- define "peili.bootstrapDomain" -}}
+{{- printf "%s-bootstrap.%s.svc.%s" (include "peili.fullname" .) (include "peili.namespace" .) .Values.clusterDomain -}}
+{{- end -}}
+
+{{/* The registry's port in the pod: on the node's own network there is one port for all. */}}
+{{- define "peili.registryPort" -}}
+{{- eq .Values.service.registry.mode "hostNetwork" | ternary .Values.service.registry.nodePort .Values.service.registry.port -}}
+{{- end -}}
+
+{{/* What is the same in the two containers: where the node is, and what a user adds. */}}
+{{- define "peili.nodeIp" -}}
+- name: NODE_IP
+{{- if .Values.service.registry.nodeIp }}
+  value: {{ .Values.service.registry.nodeIp | quote }}
+{{- else }}
+  valueFrom:
+    fieldRef:
+      fieldPath: status.hostIP
+{{- end }}
+{{- end -}}
+
+{{/* A mistake that the schema cannot see. */}}
+{{- define "peili.checks" -}}
+{{- $peili := include "peili.values" . | fromYaml -}}
+{{- if and (eq $peili.tagResolution "upstream-first") (empty $peili.mirroredRegistries) -}}
+{{- fail "peili.tagResolution=upstream-first needs peili.mirroredRegistries: containerd can be told to ask a registry first only where that registry is named" -}}
+{{- end -}}
+{{- if and (eq $peili.tagResolution "upstream-first") (not $peili.resolveTags) -}}
+{{- fail "peili.resolveTags=false means that tags are never looked up in the cluster, and peili.tagResolution=upstream-first that they are where the registry is down: leave one of them out" -}}
+{{- end -}}
+{{- if .Values.clusterSecret.existingSecret -}}
+{{- fail (printf "clusterSecret.existingSecret=%q: this release has no membership by a shared secret; leave it empty" .Values.clusterSecret.existingSecret) -}}
+{{- end -}}
+{{- if .Values.grafanaDashboard.enabled -}}
+{{- fail "grafanaDashboard.enabled=true: this release has no dashboard; set it to false" -}}
+{{- end -}}
+{{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
+{{- fail "serviceMonitor.enabled and podMonitor.enabled: every pod would be scraped twice; choose one" -}}
+{{- end -}}
+{{- end -}}
