@@ -84,6 +84,13 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "error protocols",
         "Number of incoming connection errors.",
     ),
+    // Of two nodes that find each other one may dial alone.
+    (
+        "libp2p_swarm_connections_incoming_total",
+        "counter",
+        "protocols",
+        "Number of incoming connections per address stack.",
+    ),
     (
         "libp2p_swarm_expired_listen_addr_total",
         "counter",

@@ -580,7 +580,7 @@ async fn who_lacks_the_pair_gets_401_for_everything_but_the_probes() {
             for headers in [
                 &[][..],
                 &[("authorization", wrong.as_str())],
-                &[("x-spegel-mirrored", "true")],
+                &[("x-spegel-mirrored", "true"), ("x-peili-growing", "500")],
                 &[("x-spegel-mirrored", "true"), ("range", "bytes=5-")],
             ] {
                 let case = format!("{method} {path} {headers:?}");
@@ -623,6 +623,27 @@ async fn who_lacks_the_pair_gets_401_for_everything_but_the_probes() {
     // They were nobody's pulls.
     assert_eq!(node.count("peili_upload_requests_total", "miss"), 1);
     assert_eq!(node.count("peili_mirror_requests_total", "failed"), 0);
+}
+
+#[test]
+fn half_a_secret_ends_the_process_before_it_listens() {
+    let directory = secret("one");
+    let missing = directory.path().join("username");
+    std::fs::remove_file(&missing).unwrap();
+
+    let mut daemon = std::process::Command::new(env!("CARGO_BIN_EXE_peili"));
+    daemon.args(["registry", "--bootstrap-kind", "static"]);
+    daemon.args([
+        "--static-bootstrap-peers",
+        "/ip4/127.0.0.1/tcp/1",
+        "--basic-auth-dir",
+    ]);
+    let ended = daemon.arg(directory.path()).output().unwrap();
+
+    assert_eq!(ended.status.code(), Some(78));
+    let log = String::from_utf8(ended.stderr).unwrap();
+    let said = format!("{} is not there, and the password is", missing.display());
+    assert!(log.contains(&said) && !log.contains("serving"), "{log}");
 }
 
 #[tokio::test]

@@ -39,7 +39,9 @@ fn page() -> String {
 fn section(command: &Command) -> String {
     let name = command.get_name();
     let about = command.get_long_about().or(command.get_about());
-    let about = about.expect("a description");
+    let about = about.expect("a description").to_string();
+    // clap takes the full stop off a single paragraph.
+    let about = about.trim_end_matches('.');
     let mut section = format!("\n## peili {name}\n\n{about}.\n");
     let mut headings: Vec<&str> = Vec::new();
     for heading in options(command).filter_map(|option| option.get_help_heading()) {
@@ -79,6 +81,7 @@ fn row(option: &Arg) -> String {
     let variable = option.get_env().map(|env| code(&env.to_string_lossy()));
     let help = option.get_long_help().or(option.get_help());
     let help = help.expect("what it does").to_string();
+    let help = help.trim_end_matches('.');
     format!(
         "| {} | {} | {default} | {}. |\n",
         code(&format!("--{flag} <{values}>{more}")),
