@@ -32,7 +32,11 @@ struct Options {
     #[arg(long, value_name = "REFERENCE")]
     name: String,
     /// Certificates of authorities, PEM
-    #[arg(long, default_value = "/etc/ssl/certs/ca-certificates.crt", value_name = "FILE")]
+    #[arg(
+        long,
+        default_value = "/etc/ssl/certs/ca-certificates.crt",
+        value_name = "FILE"
+    )]
     certificates: PathBuf,
     #[arg(long, default_value = "LICENSE", value_name = "FILE")]
     licence: PathBuf,
@@ -62,7 +66,9 @@ fn pack(options: &Options) -> Result<()> {
     let mut layout = Layout::default();
     let mut manifests = Vec::new();
     for binary in &options.binary {
-        let (arch, file) = binary.split_once('=').with_context(|| format!("{binary} is not ARCH=FILE"))?;
+        let (arch, file) = binary
+            .split_once('=')
+            .with_context(|| format!("{binary} is not ARCH=FILE"))?;
         let program = read(Path::new(file))?;
         ensure!(
             !program.windows(9).any(|window| window == b"/ld-linux"),
@@ -99,7 +105,11 @@ fn pack(options: &Options) -> Result<()> {
         "org.opencontainers.image.ref.name": options.name.rsplit_once(':').map_or("latest", |(_, tag)| tag),
     });
     layout.write(&top, &options.output)?;
-    println!("{} is {}", options.name, top["digest"].as_str().unwrap_or_default());
+    println!(
+        "{} is {}",
+        options.name,
+        top["digest"].as_str().unwrap_or_default()
+    );
     Ok(())
 }
 
@@ -108,7 +118,11 @@ fn layer(files: &[(&str, u32, &Vec<u8>)]) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut made = Vec::new();
     for (name, mode, bytes) in files {
-        let above: Vec<_> = Path::new(name).ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+        let above: Vec<_> = Path::new(name)
+            .ancestors()
+            .skip(1)
+            .filter(|path| !path.as_os_str().is_empty())
+            .collect();
         for directory in above.into_iter().rev() {
             if !made.contains(&directory) {
                 let mut header = header(0, 0o755);
@@ -117,7 +131,11 @@ fn layer(files: &[(&str, u32, &Vec<u8>)]) -> Result<Vec<u8>> {
                 made.push(directory);
             }
         }
-        tar.append_data(&mut header(bytes.len() as u64, *mode), name, bytes.as_slice())?;
+        tar.append_data(
+            &mut header(bytes.len() as u64, *mode),
+            name,
+            bytes.as_slice(),
+        )?;
     }
     Ok(tar.into_inner()?)
 }
@@ -133,7 +151,9 @@ fn header(size: u64, mode: u32) -> tar::Header {
 }
 
 fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut packer = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    let mut packer = GzBuilder::new()
+        .mtime(0)
+        .write(Vec::new(), Compression::best());
     packer.write_all(bytes)?;
     Ok(packer.finish()?)
 }
@@ -169,18 +189,31 @@ impl Layout {
     /// The descriptor of what was added.
     fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {
         let digest = Digest::sha256(&bytes);
-        let descriptor = json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()});
-        self.0.insert(format!("blobs/sha256/{}", digest.hex()), bytes);
+        let descriptor =
+            json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()});
+        self.0
+            .insert(format!("blobs/sha256/{}", digest.hex()), bytes);
         descriptor
     }
 
     fn write(mut self, top: &Value, to: &Path) -> Result<()> {
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [top]});
-        self.0.insert("index.json".to_owned(), index.to_string().into_bytes());
-        self.0.insert("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
-        let files: Vec<_> = self.0.iter().map(|(name, bytes)| (name.as_str(), 0o644, bytes)).collect();
+        self.0
+            .insert("index.json".to_owned(), index.to_string().into_bytes());
+        self.0.insert(
+            "oci-layout".to_owned(),
+            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
+        );
+        let files: Vec<_> = self
+            .0
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), 0o644, bytes))
+            .collect();
         let tar = layer(&files)?;
-        let directory = to.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = to
+            .parent()
+            .filter(|path| !path.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         // Whoever reads the old one meanwhile goes on reading it.
         let mut new = tempfile::NamedTempFile::new_in(directory)?;

@@ -218,7 +218,7 @@ fn everything() -> tempfile::NamedTempFile {
         "peili": {
             "mirroredRegistries": ["https://docker.io", "https://ghcr.io"],
             "tagResolution": "upstream-first",
-            "registryFilters": ["^docker\\.io/internal/", "x{1,3}", "x{1,3}"],
+            "registryFilters": ["^docker\\.io/internal/", "x{1,3}"],
             "additionalMirrorTargets": ["https://harbor.example/v2/proxy"],
             "bootstrap": {"extraDomains": ["spegel-bootstrap.spegel.svc.cluster.local."]},
             "zone": "zone-b",

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::lab::cri::pods::{ContainerSpec, Mount, Pod};
 use super::lab::dns::PEERS;
+use super::lab::lab_or_skip;
 use super::lab::process::{eventually, tail};
 use super::lab::{ImageSpec, Node, NodeOptions};
 use super::*;
-use crate::lab_or_skip;
 
 /// Nothing here takes more than a second on an idle machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -19,7 +19,10 @@ fn image() -> Option<PathBuf> {
     if image.exists() {
         return Some(image);
     }
-    assert!(std::env::var_os("CI").is_none(), "run `make image PROFILE=dev`");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "run `make image PROFILE=dev`"
+    );
     eprintln!("skipped: no image; `make image PROFILE=dev` makes it");
     None
 }
@@ -37,22 +40,34 @@ fn container(objects: &Objects, name: &str, node: &Node) -> ContainerSpec {
         env.insert("POD_IPS".to_owned(), node.ip().to_string());
     }
     let volumes = pod["volumes"].as_array().expect("volumes");
-    let mounts = container["volumeMounts"].as_array().expect("mounts").iter().map(|mount| {
-        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).expect("its volume");
-        let host_path = text(&volume["hostPath"]["path"]);
-        // hostPath's DirectoryOrCreate.
-        std::fs::create_dir_all(&host_path).expect("a directory");
-        Mount {
-            container_path: text(&mount["mountPath"]),
-            host_path,
-            read_only: mount["readOnly"] == true,
-            propagation: i32::from(mount["mountPropagation"] == "HostToContainer"),
-        }
-    });
+    let mounts = container["volumeMounts"]
+        .as_array()
+        .expect("mounts")
+        .iter()
+        .map(|mount| {
+            let volume = volumes
+                .iter()
+                .find(|volume| volume["name"] == mount["name"])
+                .expect("its volume");
+            let host_path = text(&volume["hostPath"]["path"]);
+            // hostPath's DirectoryOrCreate.
+            std::fs::create_dir_all(&host_path).expect("a directory");
+            Mount {
+                container_path: text(&mount["mountPath"]),
+                host_path,
+                read_only: mount["readOnly"] == true,
+                propagation: i32::from(mount["mountPropagation"] == "HostToContainer"),
+            }
+        });
     ContainerSpec {
         name: name.to_owned(),
         image: text(&container["image"]),
-        args: container["args"].as_array().expect("args").iter().map(text).collect(),
+        args: container["args"]
+            .as_array()
+            .expect("args")
+            .iter()
+            .map(text)
+            .collect(),
         env: env.into_iter().collect(),
         mounts: mounts.collect(),
     }
@@ -60,24 +75,40 @@ fn container(objects: &Objects, name: &str, node: &Node) -> ContainerSpec {
 
 #[tokio::test]
 async fn the_image_runs_as_the_charts_pod_and_containerd_pulls_through_it() {
-    let (Some(tools), Some(image)) = (tools(), image()) else { return };
+    let (Some(tools), Some(image)) = (tools(), image()) else {
+        return;
+    };
     let lab = lab_or_skip!();
-    let pause = ImageSpec::new("pause:1").busybox().command(&["/bin/sleep", "100000"]);
+    let pause = ImageSpec::new("pause:1")
+        .busybox()
+        .command(&["/bin/sleep", "100000"]);
     lab.push(pause).await.unwrap();
-    let wanted = lab.push(ImageSpec::new("test/wanted:v1").layers([1 << 20])).await.unwrap();
+    let wanted = lab
+        .push(ImageSpec::new("test/wanted:v1").layers([1 << 20]))
+        .await
+        .unwrap();
     let node = lab.node(NodeOptions::default()).await.unwrap();
-    let before: Vec<_> = std::fs::read_dir(node.containerd().certs_d()).into_iter().flatten().collect();
+    let before: Vec<_> = std::fs::read_dir(node.containerd().certs_d())
+        .into_iter()
+        .flatten()
+        .collect();
     assert!(before.is_empty(), "{before:?}");
     let set = |key: &str, value: &Path| format!("{key}={}", value.display());
     let data = node.dir().join("data");
     let values = [
         "service.registry.mode=hostNetwork".to_owned(),
         set("peili.containerdSock", &node.containerd().socket()),
-        set("peili.containerdRegistryConfigPath", &node.containerd().certs_d()),
+        set(
+            "peili.containerdRegistryConfigPath",
+            &node.containerd().certs_d(),
+        ),
         set("peili.containerdContentPath", &node.containerd().content()),
         set("peili.persistence.hostPath", &data),
         format!("clusterDomain={PEERS}"),
-        format!("peili.mirroredRegistries={{http://{}}}", lab.registry.host()),
+        format!(
+            "peili.mirroredRegistries={{http://{}}}",
+            lab.registry.host()
+        ),
     ];
     let args: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
     let objects = tools.objects(&args);
@@ -89,34 +120,71 @@ async fn the_image_runs_as_the_charts_pod_and_containerd_pulls_through_it() {
     let socket = node.containerd().socket();
     let pod = Pod::run(&socket, "peili", &logs).await.unwrap();
 
-    let configuration = pod.start(&container(&objects, "configuration", &node)).await.unwrap();
-    let code = eventually("the init container's end", SOON, async || pod.exit_code(&configuration).await);
+    let configuration = pod
+        .start(&container(&objects, "configuration", &node))
+        .await
+        .unwrap();
+    let code = eventually("the init container's end", SOON, async || {
+        pod.exit_code(&configuration).await
+    });
     assert_eq!(code.await.unwrap(), 0, "{}", log("configuration"));
-    let hosts = node.containerd().certs_d().join(lab.registry.host().replace(':', "_")).join("hosts.toml");
-    let hosts = [hosts, node.containerd().certs_d().join(lab.registry.host()).join("hosts.toml")];
+    let hosts = node
+        .containerd()
+        .certs_d()
+        .join(lab.registry.host().replace(':', "_"))
+        .join("hosts.toml");
+    let hosts = [
+        hosts,
+        node.containerd()
+            .certs_d()
+            .join(lab.registry.host())
+            .join("hosts.toml"),
+    ];
     assert!(hosts.iter().any(|file| file.exists()), "{hosts:?}");
 
-    let registry = pod.start(&container(&objects, "registry", &node)).await.unwrap();
+    let registry = pod
+        .start(&container(&objects, "registry", &node))
+        .await
+        .unwrap();
     let port = 30020;
     let to = (node.ip(), port).into();
     eventually("the pod's readiness", SOON, async || {
         let code = pod.exit_code(&registry).await?;
-        anyhow::ensure!(code.is_none(), "it has ended with {code:?}: {}", log("registry"));
+        anyhow::ensure!(
+            code.is_none(),
+            "it has ended with {code:?}: {}",
+            log("registry")
+        );
         let answer = node.http(to, hyper::Method::GET, "/readyz", &[]).await;
-        Ok(answer.is_ok_and(|answer| answer.status.is_success()).then_some(()))
+        Ok(answer
+            .is_ok_and(|answer| answer.status.is_success())
+            .then_some(()))
     })
     .await
     .unwrap_or_else(|e| panic!("{e:#}: {}", log("registry")));
 
     node.cri_pull(&wanted.reference()).await.unwrap();
-    let metrics = node.http((node.ip(), 9090).into(), hyper::Method::GET, "/metrics", &[]).await.unwrap().text();
+    let metrics = node
+        .http(
+            (node.ip(), 9090).into(),
+            hyper::Method::GET,
+            "/metrics",
+            &[],
+        )
+        .await
+        .unwrap()
+        .text();
     let asked = super::lab::peili::metric(&metrics, "peili_mirror_requests_total", &[]);
     // Its manifest, its config and its layer: nobody else has them, so all of them are misses.
     assert!(asked >= 3.0, "{asked}: {}", log("registry"));
-    assert!(data.join("private.key").exists(), "the identity outlives the pod");
+    assert!(
+        data.join("private.key").exists(),
+        "the identity outlives the pod"
+    );
 
     // The same image, told what the uninstall's DaemonSet is told.
-    let uninstall = &objects.get("DaemonSet", "peili-cleanup")["spec"]["template"]["spec"]["containers"][0];
+    let uninstall =
+        &objects.get("DaemonSet", "peili-cleanup")["spec"]["template"]["spec"]["containers"][0];
     let mut cleanup = container(&objects, "configuration", &node);
     cleanup.name = "cleanup".to_owned();
     cleanup.args = vec!["cleanup".to_owned()];
@@ -124,16 +192,28 @@ async fn the_image_runs_as_the_charts_pod_and_containerd_pulls_through_it() {
         .as_array()
         .expect("env")
         .iter()
-        .map(|v| (v["name"].as_str().unwrap_or_default().to_owned(), v["value"].as_str().unwrap_or_default().to_owned()))
+        .map(|v| {
+            (
+                v["name"].as_str().unwrap_or_default().to_owned(),
+                v["value"].as_str().unwrap_or_default().to_owned(),
+            )
+        })
         .collect();
     pod.start(&cleanup).await.unwrap();
     eventually("the cleanup's readiness", SOON, async || {
-        let answer = node.http((node.ip(), 8080).into(), hyper::Method::GET, "/readyz", &[]).await;
-        Ok(answer.is_ok_and(|answer| answer.status.is_success()).then_some(()))
+        let answer = node
+            .http((node.ip(), 8080).into(), hyper::Method::GET, "/readyz", &[])
+            .await;
+        Ok(answer
+            .is_ok_and(|answer| answer.status.is_success())
+            .then_some(()))
     })
     .await
     .unwrap_or_else(|e| panic!("{e:#}: {}", log("cleanup")));
-    let left: Vec<_> = std::fs::read_dir(node.containerd().certs_d()).into_iter().flatten().collect();
+    let left: Vec<_> = std::fs::read_dir(node.containerd().certs_d())
+        .into_iter()
+        .flatten()
+        .collect();
     assert!(left.is_empty(), "{left:?}");
     pod.remove().await.unwrap();
 }

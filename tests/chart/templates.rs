@@ -210,7 +210,15 @@ fn every_value_reaches_the_program() {
         assert_eq!(env(&registry, variable), value, "{variable}");
     }
     let args = &objects.container("registry")["args"];
-    assert_eq!(*args, json!(["registry", "--registry-filters", "^docker\\.io/internal/", "x{1,3}"]));
+    assert_eq!(
+        *args,
+        json!([
+            "registry",
+            "--registry-filters",
+            "^docker\\.io/internal/",
+            "x{1,3}"
+        ])
+    );
     assert_eq!(
         env(&tools.objects(&[]).env("registry"), "ZONE"),
         "zone-a",

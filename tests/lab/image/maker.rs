@@ -83,7 +83,12 @@ impl<'a> Maker<'a> {
     }
 
     /// Config and manifest.
-    pub(super) fn manifest(&self, arch: &str, layers: &[Layer], command: &[String]) -> Result<(Blob, Blob)> {
+    pub(super) fn manifest(
+        &self,
+        arch: &str,
+        layers: &[Layer],
+        command: &[String],
+    ) -> Result<(Blob, Blob)> {
         let diff_ids: Vec<&str> = layers.iter().map(|l| l.diff_id.as_str()).collect();
         let config = self.json(
             CONFIG,
