@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -218,6 +219,8 @@ impl Layout {
         // Whoever reads the old one meanwhile goes on reading it.
         let mut new = tempfile::NamedTempFile::new_in(directory)?;
         new.write_all(&tar)?;
+        // A temporary file is for its maker alone, and this is for whoever installs it.
+        fs::set_permissions(new.path(), fs::Permissions::from_mode(0o644))?;
         new.persist(to).with_context(|| to.display().to_string())?;
         Ok(())
     }

@@ -68,7 +68,8 @@ Examples:
 pub(super) const CLEANUP_WAIT: &str = "\
 Examples:
   # As an uninstalling hook does: until all nodes of the service are cleaned up.
-  peili cleanup-wait --probe-endpoint peili-cleanup.peili.svc.cluster.local.:8080";
+  peili cleanup-wait \\
+    --probe-endpoint peili-cleanup.peili.svc.cluster.local.:8080";
 
 pub(super) const VERSION: &str = "\
 Examples:

@@ -21,7 +21,7 @@ What cannot be used is refused before anything is changed, all mistakes at once,
 ```
 peili: 2 values cannot be used
   --metrics-addr [METRICS_ADDR] \"9090\" has no port: write it as :5000, 192.0.2.7:5000 or [2001:db8::7]:5000
-  --bootstrap-kind [BOOTSTRAP_KIND] is missing: write dns or static
+  --bootstrap-kind [BOOTSTRAP_KIND] is missing: write dns, http or static
 ```
 ";
 
