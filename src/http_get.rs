@@ -58,7 +58,18 @@ pub async fn get(
         .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
         .map_err(|e| Error::Http(e.to_string()))?;
-    let (head, body) = sender.send_request(request).await?.into_parts();
+    let response = match sender.send_request(request).await {
+        Ok(response) => response,
+        Err(e) => {
+            // What has ended the connection says more than that it has ended: a certificate that was missed, say.
+            drop(sender);
+            return Err(match driver.join_next().await {
+                Some(Ok(Err(cause))) => cause.into(),
+                _ => e.into(),
+            });
+        }
+    };
+    let (head, body) = response.into_parts();
     let body = Limited::new(body, limit).collect().await;
     let body = body.map_err(|e| match e.downcast::<hyper::Error>() {
         Ok(e) => Error::from(*e),

@@ -133,7 +133,9 @@ fn named(domains: &str) -> PeiliOptions {
 }
 
 async fn peers(node: &Node) -> u64 {
-    node.metric("peili_peers", &[]).await.unwrap() as u64
+    node.metric("peili_peers", &[("state", "known")])
+        .await
+        .unwrap() as u64
 }
 
 async fn knows(node: &Node, count: u64) {

@@ -105,7 +105,7 @@ impl Node {
     }
 
     async fn knows(&self, peers: usize) {
-        let line = format!("\npeili_peers {peers}\n");
+        let line = format!("\npeili_peers{{state=\"known\"}} {peers}\n");
         eventually("the node knows the others", async || {
             get(self.metrics, "/metrics")
                 .await
@@ -303,18 +303,26 @@ async fn without_certificates_of_its_own_a_node_trusts_whom_its_machine_trusts()
             }
         }
     });
-    for (authorities, expected) in [
-        (dir.path().join("ca.crt"), "said: [/ip4/192.0.2.7/tcp/5001]"),
-        (other, "no TLS connection: invalid peer certificate"),
+    // One of ours beside it, which serves nobody without a certificate.
+    let ours = tempfile::tempdir().unwrap();
+    issue(&trusted, ours.path(), "127.0.1.32");
+    let node = Node::start(32, Some(ours.path()), None).await;
+    let strict = format!("https://{}/id", node.introduction);
+    let ca = dir.path().join("ca.crt");
+    for (url, authorities, expected) in [
+        (&url, &ca, "said: [/ip4/192.0.2.7/tcp/5001]"),
+        (&url, &other, "no TLS connection: invalid peer certificate"),
         (
-            dir.path().join("absent"),
+            &url,
+            &dir.path().join("absent"),
             "no certificate authorities are found on this machine",
         ),
+        (&strict, &ca, "received fatal alert"),
     ] {
         let output = tokio::process::Command::new(std::env::current_exe().unwrap())
             .args(["child_that_asks_a_url", "--exact", "--nocapture"])
-            .env("PEILI_TEST_URL", &url)
-            .env("SSL_CERT_FILE", &authorities)
+            .env("PEILI_TEST_URL", url)
+            .env("SSL_CERT_FILE", authorities)
             .env_remove("SSL_CERT_DIR")
             .output()
             .await
@@ -322,4 +330,5 @@ async fn without_certificates_of_its_own_a_node_trusts_whom_its_machine_trusts()
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(said.contains(expected), "{}: {said}", authorities.display());
     }
+    node.end().await;
 }

@@ -36,6 +36,12 @@ impl Node {
     }
 }
 
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 async fn free_port() -> u16 {
     let probe = TcpListener::bind("127.0.0.96:0").await.unwrap();
     probe.local_addr().unwrap().port()
@@ -67,11 +73,10 @@ async fn pods_that_are_not_there_yet_are_waited_for_and_then_everybody_is_asked_
     let config = config(port);
     let waiting = run_with(&resolver, &config, std::future::pending(), &mut out);
     let changing = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Both families, four times.
+        until(|| server.asked() >= 8).await;
         server.set_both(NAME, ips(&["127.0.0.96", "::1"]));
-        while second.asked.load(Ordering::SeqCst) < 5 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until(|| second.asked.load(Ordering::SeqCst) >= 5).await;
         second.status.store(200, Ordering::SeqCst);
     };
     let (waited, ()) = tokio::join!(waiting, changing);

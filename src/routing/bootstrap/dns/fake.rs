@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
@@ -20,8 +21,12 @@ pub enum Answer {
     Silence,
 }
 
-/// What is not in it does not exist.
-type Zone = Arc<Mutex<HashMap<(String, RecordType), Answer>>>;
+#[derive(Clone, Default)]
+struct Zone {
+    /// What is not in it does not exist.
+    names: Arc<Mutex<HashMap<(String, RecordType), Answer>>>,
+    asked: Arc<AtomicUsize>,
+}
 
 pub struct NameServer {
     address: SocketAddr,
@@ -80,8 +85,13 @@ impl NameServer {
 
     /// What is answered from now on for a name (with its dot) and a family.
     pub fn set(&self, name: &str, family: RecordType, answer: Answer) {
-        let mut zone = self.zone.lock().unwrap();
-        zone.insert((name.to_string(), family), answer);
+        let mut names = self.zone.names.lock().unwrap();
+        names.insert((name.to_string(), family), answer);
+    }
+
+    /// How many questions there have been.
+    pub fn asked(&self) -> usize {
+        self.zone.asked.load(Ordering::SeqCst)
     }
 
     /// The same for both families; addresses are those of each.
@@ -122,7 +132,8 @@ fn answer(request: &[u8], zone: &Zone) -> Option<Message> {
     answer.metadata.message_type = MessageType::Response;
     answer.add_query(question.clone());
     let key = (question.name().to_string(), question.query_type());
-    match zone.lock().unwrap().get(&key) {
+    zone.asked.fetch_add(1, Ordering::SeqCst);
+    match zone.names.lock().unwrap().get(&key) {
         Some(Answer::Silence) => return None,
         Some(Answer::Code(code)) => answer.metadata.response_code = *code,
         None => answer.metadata.response_code = ResponseCode::NXDomain,
