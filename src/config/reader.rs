@@ -162,7 +162,8 @@ impl Reader {
         match read(text.trim()) {
             Ok(value) => Some(value),
             Err((reason, cure)) => {
-                let is_empty = text.trim().is_empty();
+                // What nobody has given has a reason of its own.
+                let is_empty = text.trim().is_empty() && reason != "is missing";
                 let reason = if is_empty { "is empty" } else { &reason };
                 self.mistake(flag, text.trim(), reason, &cure);
                 None

@@ -197,7 +197,7 @@ mod tests {
         }
         let text = refused("peili registry --bootstrap-kind= --metrics-addr= --max-uploads=");
         for said in [
-            "  --bootstrap-kind [BOOTSTRAP_KIND] is missing: write dns or static\n",
+            "  --bootstrap-kind [BOOTSTRAP_KIND] is missing: write dns, http or static\n",
             "  --metrics-addr [METRICS_ADDR] is empty: write it as :5000, 192.0.2.7:5000 or",
             "  --max-uploads [MAX_UPLOADS] is empty: write 64\n",
         ] {
