@@ -73,6 +73,24 @@ fn container(objects: &Objects, name: &str, node: &Node) -> ContainerSpec {
     }
 }
 
+/// Every file below a directory, by its path there.
+fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut found, mut left) = (BTreeMap::new(), vec![root.to_path_buf()]);
+    while let Some(directory) = left.pop() {
+        for entry in std::fs::read_dir(&directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            match path.is_dir() {
+                true => left.push(path),
+                false => {
+                    let text = std::fs::read(&path).expect("a file");
+                    found.insert(path.strip_prefix(root).expect("below").to_path_buf(), text);
+                }
+            }
+        }
+    }
+    found
+}
+
 #[tokio::test]
 async fn the_image_runs_as_the_charts_pod_and_containerd_pulls_through_it() {
     let (Some(tools), Some(image)) = (tools(), image()) else {
@@ -88,11 +106,7 @@ async fn the_image_runs_as_the_charts_pod_and_containerd_pulls_through_it() {
         .await
         .unwrap();
     let node = lab.node(NodeOptions::default()).await.unwrap();
-    let before: Vec<_> = std::fs::read_dir(node.containerd().certs_d())
-        .into_iter()
-        .flatten()
-        .collect();
-    assert!(before.is_empty(), "{before:?}");
+    let before = files(&node.containerd().certs_d());
     let set = |key: &str, value: &Path| format!("{key}={}", value.display());
     let data = node.dir().join("data");
     let values = [
@@ -128,19 +142,14 @@ async fn the_image_runs_as_the_charts_pod_and_containerd_pulls_through_it() {
         pod.exit_code(&configuration).await
     });
     assert_eq!(code.await.unwrap(), 0, "{}", log("configuration"));
-    let hosts = node
-        .containerd()
-        .certs_d()
-        .join(lab.registry.host().replace(':', "_"))
-        .join("hosts.toml");
-    let hosts = [
-        hosts,
-        node.containerd()
-            .certs_d()
-            .join(lab.registry.host())
-            .join("hosts.toml"),
-    ];
-    assert!(hosts.iter().any(|file| file.exists()), "{hosts:?}");
+    let configured = files(&node.containerd().certs_d());
+    let address = format!("http://{}:30020", node.ip());
+    let names_us = |text: &&Vec<u8>| String::from_utf8_lossy(text).contains(&address);
+    assert!(
+        configured.values().any(|text| names_us(&text)),
+        "{:?}",
+        configured.keys()
+    );
 
     let registry = pod
         .start(&container(&objects, "registry", &node))
@@ -210,10 +219,6 @@ async fn the_image_runs_as_the_charts_pod_and_containerd_pulls_through_it() {
     })
     .await
     .unwrap_or_else(|e| panic!("{e:#}: {}", log("cleanup")));
-    let left: Vec<_> = std::fs::read_dir(node.containerd().certs_d())
-        .into_iter()
-        .flatten()
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(files(&node.containerd().certs_d()), before);
     pod.remove().await.unwrap();
 }

@@ -68,11 +68,13 @@ impl Netns {
 
     /// A command inside, with a mount namespace of its own in which these files and folders lie over the system's.
     pub fn command_over(&self, binds: &[(&Path, &str)], program: &Path) -> Command {
-        // Every step execs the next, so the pid is the program's. Slave: what the system mounts later is still seen.
+        // Every step execs the next, so the pid is the program's. Slave: what the system mounts later is still seen. And
+        // shared, as systemd makes a node's root: what is mounted in there is seen by those who ask for HostToContainer.
         let mut command = self.command("unshare");
         command.args(["--mount", "--propagation", "slave", "sh", "-ec"]);
         command.arg(
-            r#"while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift; exec "$@""#,
+            r#"while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift
+               mount --make-rshared /; exec "$@""#,
         );
         command.arg("sh");
         for (ours, systems) in binds {
