@@ -72,8 +72,15 @@ static: $(DEPS) ## build the program as one file that needs no shared library
 
 .PHONY: image
 image: static ## build the container image, as an OCI layout in a tar file: needs no builder and no network
-	cargo run --quiet --example image -- --binary $(ARCH)=$(PROGRAM) --name $(NAME) --output $(IMAGE)
+	cargo run --quiet --example pack -- image --binary $(ARCH)=$(PROGRAM) --name $(NAME) --output $(IMAGE)
 	@ls -l $(PROGRAM) $(IMAGE)
+
+.PHONY: release
+release: image tools ## everything that is published, with checksums and a bill of materials, into dist/
+	@rm -rf $(TARGET)/chart && mkdir -p $(TARGET)/chart
+	$(TARGET)/tools/helm package charts/peili -d $(TARGET)/chart
+	cargo run --quiet --example pack -- release --binary $(PROGRAM) --triple $(TRIPLE) --image $(IMAGE) \
+		--chart $(TARGET)/chart/peili-*.tgz --output dist
 
 .PHONY: test-image
 test-image:

@@ -1,20 +1,17 @@
-//! Packs the program into a container image, as an OCI layout in one tar file: what `make image` runs.
+//! The container image, as an OCI layout in one tar file.
 //!
-//! From scratch: the program, certificates and the licence. Nothing is fetched and nobody's builder is needed, and the same
-//! files make the same bytes. `ctr images import`, `skopeo copy oci-archive:…` and `podman load` read it.
+//! From scratch: the program, certificates and the licence. Nothing is fetched and nobody's builder is needed.
+//! `ctr images import`, `skopeo copy oci-archive:…` and `podman load` read it.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
-use flate2::{Compression, GzBuilder};
 use peili::oci::Digest;
 use serde_json::{Value, json};
+
+use crate::archive;
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -23,9 +20,8 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Where Go, OpenSSL and rustls-native-certs look, on Debian.
 const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// Packs the program into a container image.
-#[derive(Parser)]
-struct Options {
+#[derive(clap::Args)]
+pub struct Options {
     /// The program for each platform, as amd64=FILE; it must need no shared library
     #[arg(long, required = true, value_name = "ARCH=FILE")]
     binary: Vec<String>,
@@ -46,17 +42,7 @@ struct Options {
     output: PathBuf,
 }
 
-fn main() -> ExitCode {
-    match pack(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("image: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn pack(options: &Options) -> Result<()> {
+pub fn image(options: &Options) -> Result<()> {
     let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
     let (certificates, licence) = (read(&options.certificates)?, read(&options.licence)?);
     ensure!(
@@ -81,8 +67,8 @@ fn pack(options: &Options) -> Result<()> {
             (CERTIFICATES, 0o444, &certificates),
             ("LICENSE", 0o444, &licence),
         ];
-        let tar = layer(&files)?;
-        let packed = gzip(&tar)?;
+        let tar = archive::tar(&files)?;
+        let packed = archive::gzip(&tar)?;
         println!(
             "{arch}: {:.1} MiB, packed {:.1} MiB",
             tar.len() as f64 / f64::from(1 << 20),
@@ -112,51 +98,6 @@ fn pack(options: &Options) -> Result<()> {
         top["digest"].as_str().unwrap_or_default()
     );
     Ok(())
-}
-
-/// Files in their order, with the directories that they need before them; nothing in it says when or by whom it was made.
-fn layer(files: &[(&str, u32, &Vec<u8>)]) -> Result<Vec<u8>> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut made = Vec::new();
-    for (name, mode, bytes) in files {
-        let above: Vec<_> = Path::new(name)
-            .ancestors()
-            .skip(1)
-            .filter(|path| !path.as_os_str().is_empty())
-            .collect();
-        for directory in above.into_iter().rev() {
-            if !made.contains(&directory) {
-                let mut header = header(0, 0o755);
-                header.set_entry_type(tar::EntryType::Directory);
-                tar.append_data(&mut header, directory, io::empty())?;
-                made.push(directory);
-            }
-        }
-        tar.append_data(
-            &mut header(bytes.len() as u64, *mode),
-            name,
-            bytes.as_slice(),
-        )?;
-    }
-    Ok(tar.into_inner()?)
-}
-
-fn header(size: u64, mode: u32) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_size(size);
-    header.set_mode(mode);
-    header.set_mtime(0);
-    header.set_uid(0);
-    header.set_gid(0);
-    header
-}
-
-fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut packer = GzBuilder::new()
-        .mtime(0)
-        .write(Vec::new(), Compression::best());
-    packer.write_all(bytes)?;
-    Ok(packer.finish()?)
 }
 
 /// What runs, and what it is (OCI image specification, annotations).
@@ -210,18 +151,6 @@ impl Layout {
             .iter()
             .map(|(name, bytes)| (name.as_str(), 0o644, bytes))
             .collect();
-        let tar = layer(&files)?;
-        let directory = to
-            .parent()
-            .filter(|path| !path.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-        // Whoever reads the old one meanwhile goes on reading it.
-        let mut new = tempfile::NamedTempFile::new_in(directory)?;
-        new.write_all(&tar)?;
-        // A temporary file is for its maker alone, and this is for whoever installs it.
-        fs::set_permissions(new.path(), fs::Permissions::from_mode(0o644))?;
-        new.persist(to).with_context(|| to.display().to_string())?;
-        Ok(())
+        archive::write(&archive::tar(&files)?, to)
     }
 }
