@@ -61,7 +61,7 @@ PROFILE := release
 # `make static DEPS=` installs nothing.
 DEPS := deps
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-PROGRAM := $(TARGET)/$(TRIPLE)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/peili
+PROGRAM := $(TARGET)/$(TRIPLE)/$(PROFILE)/peili
 ARCH := $(if $(findstring aarch64,$(TRIPLE)),arm64,amd64)
 IMAGE := $(TARGET)/image/peili-$(PROFILE).tar
 NAME := $(shell sed -n 's/^  repository: //p' charts/peili/values.yaml):$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -83,8 +83,8 @@ release: image tools ## everything that is published, with checksums and a bill 
 		--chart $(TARGET)/chart/peili-*.tgz --output dist
 
 .PHONY: test-image
-test-image:
-	@$(MAKE) --no-print-directory image PROFILE=dev
+test-image: ## the image that the chart's test runs
+	@$(MAKE) --no-print-directory image PROFILE=quick
 
 .PHONY: tools
 tools: deps ## build helm and install the schemas of Kubernetes, for the chart's tests

@@ -50,6 +50,21 @@ fn systemd_finds_nothing_wrong_with_the_unit() {
     assert!(!unit().contains("RequiredBy=") && !unit().contains("\nRequires="));
 }
 
+fn configure(version: &str, certs_d: &Path) -> std::process::ExitStatus {
+    let mut command = Command::new(PEILI);
+    command.args([
+        "configuration",
+        "--mirror-targets",
+        "http://127.0.0.1:30020",
+    ]);
+    command.args([
+        "--containerd-version",
+        version,
+        "--containerd-registry-config-path",
+    ]);
+    command.arg(certs_d).status().unwrap()
+}
+
 #[test]
 fn the_file_that_docs_write_by_hand_is_what_configuration_writes() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fresh-nodes.md");
@@ -58,21 +73,9 @@ fn the_file_that_docs_write_by_hand_is_what_configuration_writes() {
     let (by_hand, _) = by_hand.split_once("EOF\n").unwrap();
     let dir = tempfile::tempdir().unwrap();
 
-    let status = Command::new(PEILI)
-        .args([
-            "configuration",
-            "--mirror-targets",
-            "http://127.0.0.1:30020",
-        ])
-        .args([
-            "--containerd-version",
-            "1.7",
-            "--containerd-registry-config-path",
-        ])
-        .arg(dir.path())
-        .status();
+    let status = configure("1.7", dir.path());
 
-    assert!(status.unwrap().success());
+    assert!(status.success());
     let ours = std::fs::read_to_string(dir.path().join("_default/hosts.toml")).unwrap();
     let read = |text: &str| text.parse::<toml::Table>().unwrap();
     assert_eq!(read(by_hand), read(&ours), "{ours}");
@@ -96,20 +99,8 @@ fn the_version_that_docs_cut_out_of_containerds_answer_is_one() {
         let found = String::from_utf8(out.stdout).unwrap();
         assert_eq!(found.trim(), version);
         let dir = tempfile::tempdir().unwrap();
-        let status = Command::new(PEILI)
-            .args([
-                "configuration",
-                "--mirror-targets",
-                "http://127.0.0.1:30020",
-            ])
-            .args([
-                "--containerd-version",
-                found.trim(),
-                "--containerd-registry-config-path",
-            ])
-            .arg(dir.path())
-            .status();
-        assert!(status.unwrap().success(), "{version}");
+        let status = configure(found.trim(), dir.path());
+        assert!(status.success(), "{version}");
     }
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fresh-nodes.md");
     assert!(std::fs::read_to_string(docs).unwrap().contains(cut[1]));

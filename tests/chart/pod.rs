@@ -12,18 +12,15 @@ use super::*;
 /// Nothing here takes more than a second on an idle machine.
 const SOON: Duration = Duration::from_secs(60);
 
-/// What `make image PROFILE=dev` makes of this source. None, and a word, where it was not run; in CI that is a failure.
+/// What `make test-image` makes of this source. None, and a word, where it was not run; in CI that is a failure.
 fn image() -> Option<PathBuf> {
     let target = Path::new(PEILI).ancestors().nth(2)?;
-    let image = target.join("image/peili-dev.tar");
+    let image = target.join("image/peili-quick.tar");
     if image.exists() {
         return Some(image);
     }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "run `make image PROFILE=dev`"
-    );
-    eprintln!("skipped: no image; `make image PROFILE=dev` makes it");
+    assert!(std::env::var_os("CI").is_none(), "run `make test-image`");
+    eprintln!("skipped: no image; `make test-image` makes it");
     None
 }
 

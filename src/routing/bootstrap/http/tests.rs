@@ -79,6 +79,14 @@ fn urls_are_read_with_their_ports_and_paths() {
     }
 }
 
+/// Of a URL whose host is an address: its name server knows nothing.
+async fn client(url: &str) -> Client {
+    let resolver = NameServer::start().await.resolver(&[]);
+    let url = url.parse().unwrap();
+    let cert_dir = None;
+    Client::new(Config { url, cert_dir }, resolver)
+}
+
 /// What is made of an answer that is sent as it is; it is sent again to whoever asks again.
 async fn made_of(answer: Vec<u8>) -> Result<Vec<String>, String> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -92,15 +100,7 @@ async fn made_of(answer: Vec<u8>) -> Result<Vec<String>, String> {
             let _ = stream.write_all(&answer).await;
         }
     });
-    let resolver = NameServer::start().await.resolver(&[]);
-    let url = url.parse().unwrap();
-    let client = Client::new(
-        Config {
-            url,
-            cert_dir: None,
-        },
-        resolver,
-    );
+    let client = client(&url).await;
     let found = client.ask().await.map_err(|e| e.to_string())?;
     Ok(found.iter().map(Multiaddr::to_string).collect())
 }
@@ -170,15 +170,7 @@ async fn garbage_is_an_error_that_says_what_it_is() {
 async fn who_never_answers_is_not_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/id", listener.local_addr().unwrap());
-    let resolver = NameServer::start().await.resolver(&[]);
-    let url = url.parse().unwrap();
-    let client = Client::new(
-        Config {
-            url,
-            cert_dir: None,
-        },
-        resolver,
-    );
+    let client = client(&url).await;
 
     let error = client.ask().await.unwrap_err();
 
