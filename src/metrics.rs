@@ -52,6 +52,11 @@ impl<F: Fn() -> i64 + Send + Sync> Collector for LookedUp<F> {
     }
 }
 
+/// Buckets for requests to the end of their bodies, in seconds: from what is in memory to a layer over a slow link.
+pub const REQUEST_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0, 300.0,
+];
+
 /// `buckets` are upper bounds, in the unit that the name ends with.
 pub fn histograms(
     registry: &Registry,

@@ -128,8 +128,6 @@ struct Asked {
     path_and_query: String,
     /// The registry on whose behalf it is asked.
     ns: Option<String>,
-    /// The repository there. None without `ns`.
-    repository: Option<Repository>,
     range: Option<String>,
     is_head: bool,
     from_peer: bool,
@@ -140,6 +138,15 @@ struct Asked {
     /// Whether it is this node's containerd that asks.
     is_ours: bool,
     puller: Puller,
+}
+
+impl Asked {
+    /// Whose it is. None without `ns`.
+    fn repository(&self) -> Option<Repository> {
+        let ns = self.ns.as_deref()?;
+        let name = self.puller.image.strip_prefix(ns)?.strip_prefix('/')?;
+        Repository::new(ns, name).ok()
+    }
 }
 
 /// An answer, whose source the access line will tell.
@@ -219,11 +226,11 @@ impl Registry {
         if self.filter.is_open() {
             return Ok(());
         }
-        let shared = match (&asked.resource, &asked.repository) {
+        let shared = match (&asked.resource, asked.repository()) {
             (Resource::Manifest(Tag(tag)), _) => self.filter.tag(tag).map_err(Miss::LeftOut),
             (Resource::Manifest(TagOfNowhere(_)), _) => Ok(()),
             (Resource::Manifest(Digest(digest)) | Resource::Blob(digest), Some(repository)) => {
-                let shared = self.filter.content(repository, digest);
+                let shared = self.filter.content(&repository, digest);
                 if shared.is_ok() && asked.is_ours && !asked.from_peer {
                     self.pulls.note(digest);
                 }
@@ -282,7 +289,6 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
             Some(query) => format!("{path}?{query}"),
             None => path.to_string(),
         },
-        repository: ns.as_deref().and_then(|ns| Repository::new(ns, image).ok()),
         ns,
         // Without validators of ours no condition can hold, and then the whole is sent (RFC 9110, section 13.1.5).
         range: parts

@@ -95,9 +95,7 @@ impl Metrics {
                 "peili_mirror_request_duration_seconds",
                 "Time from a request of this node's containerd to the end of its body, by source.",
                 &["source"],
-                &[
-                    0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0, 300.0,
-                ],
+                metrics::REQUEST_SECONDS,
             ),
             uploads: metrics::counters(
                 registry,

@@ -35,9 +35,7 @@ impl Metrics {
                 "peili_http_request_duration_seconds",
                 "Time from a request's head to the end of the response's body, by handler, method and status code.",
                 &["handler", "method", "code"],
-                &[
-                    0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0, 300.0,
-                ],
+                metrics::REQUEST_SECONDS,
             ),
             size: metrics::histograms(
                 registry,

@@ -154,28 +154,32 @@ impl Objects {
         }
     }
 
-    /// A container's environment, as the kubelet would give it on a node 192.0.2.7.
     fn env(&self, container: &str) -> BTreeMap<String, String> {
-        let mut env: BTreeMap<String, String> = BTreeMap::new();
-        for variable in self.container(container)["env"].as_array().expect("env") {
-            let value = match variable
-                .pointer("/valueFrom/fieldRef/fieldPath")
-                .and_then(Value::as_str)
-            {
-                Some("status.hostIP") => "192.0.2.7",
-                Some("status.podIPs") => "198.51.100.7,2001:db8::7",
-                Some("metadata.labels['topology.kubernetes.io/zone']") => "zone-a",
-                Some(other) => panic!("who gives {other}?"),
-                None => variable["value"].as_str().expect("a string"),
-            };
-            let mut value = value.to_owned();
-            for (name, known) in &env {
-                value = value.replace(&format!("$({name})"), known);
-            }
-            env.insert(variable["name"].as_str().expect("a name").to_owned(), value);
-        }
-        env
+        env_of(self.container(container))
     }
+}
+
+/// A container's environment, as the kubelet would give it on a node 192.0.2.7.
+fn env_of(container: &Value) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> = BTreeMap::new();
+    for variable in container["env"].as_array().expect("env") {
+        let value = match variable
+            .pointer("/valueFrom/fieldRef/fieldPath")
+            .and_then(Value::as_str)
+        {
+            Some("status.hostIP") => "192.0.2.7",
+            Some("status.podIPs") => "198.51.100.7,2001:db8::7",
+            Some("metadata.labels['topology.kubernetes.io/zone']") => "zone-a",
+            Some(other) => panic!("who gives {other}?"),
+            None => variable["value"].as_str().expect("a string"),
+        };
+        let mut value = value.to_owned();
+        for (name, known) in &env {
+            value = value.replace(&format!("$({name})"), known);
+        }
+        env.insert(variable["name"].as_str().expect("a name").to_owned(), value);
+    }
+    env
 }
 
 fn env<'a>(env: &'a BTreeMap<String, String>, name: &str) -> &'a str {

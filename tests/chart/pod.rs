@@ -194,17 +194,7 @@ async fn the_image_runs_as_the_charts_pod_and_containerd_pulls_through_it() {
     let mut cleanup = container(&objects, "configuration", &node);
     cleanup.name = "cleanup".to_owned();
     cleanup.args = vec!["cleanup".to_owned()];
-    cleanup.env = uninstall["env"]
-        .as_array()
-        .expect("env")
-        .iter()
-        .map(|v| {
-            (
-                v["name"].as_str().unwrap_or_default().to_owned(),
-                v["value"].as_str().unwrap_or_default().to_owned(),
-            )
-        })
-        .collect();
+    cleanup.env = env_of(uninstall).into_iter().collect();
     pod.start(&cleanup).await.unwrap();
     eventually("the cleanup's readiness", SOON, async || {
         let answer = node

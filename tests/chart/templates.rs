@@ -249,21 +249,11 @@ fn the_program_understands_what_the_chart_tells_it() {
         let wait = &objects.get("Pod", "peili-cleanup-wait")["spec"]["containers"][0];
         let cleanup =
             &objects.get("DaemonSet", "peili-cleanup")["spec"]["template"]["spec"]["containers"][0];
-        let plain = |container: &Value| -> BTreeMap<String, String> {
-            let env = container["env"].as_array().expect("env").iter();
-            env.map(|v| {
-                (
-                    v["name"].as_str().unwrap_or_default().into(),
-                    v["value"].as_str().unwrap_or_default().into(),
-                )
-            })
-            .collect()
-        };
         for (subcommand, env) in [
             ("configuration", objects.env("configuration")),
             ("registry", objects.env("registry")),
-            ("cleanup", plain(cleanup)),
-            ("cleanup-wait", plain(wait)),
+            ("cleanup", env_of(cleanup)),
+            ("cleanup-wait", env_of(wait)),
         ] {
             let help = Command::new(PEILI)
                 .args([subcommand, "--help"])
