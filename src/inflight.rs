@@ -7,6 +7,7 @@
 
 mod follow;
 mod ingest;
+mod passing;
 pub mod uplink;
 mod watcher;
 
@@ -23,6 +24,8 @@ use crate::oci::Digest;
 
 pub use ingest::Ingest;
 use ingest::Lookout;
+pub use passing::Passing;
+use passing::Tails;
 pub use uplink::{Child, Uplink};
 use watcher::Watchers;
 pub use watcher::{View, Watching};
@@ -85,6 +88,7 @@ struct Inner {
     /// How many guards there are for each digest.
     expected: Mutex<HashMap<Digest, usize>>,
     watchers: Watchers,
+    tails: Tails,
     /// For those who wait here.
     seats: Arc<Semaphore>,
 }
@@ -98,6 +102,7 @@ impl Inflight {
             is_unreadable: AtomicBool::new(false),
             expected: Mutex::default(),
             watchers: Watchers::default(),
+            tails: Tails::default(),
             seats: Arc::new(Semaphore::new(MAX_WAITING)),
         })))
     }
@@ -132,16 +137,27 @@ impl Inflight {
             return Ok(None);
         };
         let digest = digest.clone();
-        let look = move || Lookout::new(root, &inner.namespace, &digest).look();
+        let tail = inner.tails.of(&digest);
+        let look = move || Lookout::new(root, &inner.namespace, &digest, tail).look();
         tokio::task::spawn_blocking(look).await?
     }
 
     /// Tells of the download of `digest` from now on. However many are told, one looks.
     pub fn watch(&self, digest: &Digest) -> Watching {
         match &self.0 {
-            Some(inner) => inner.watchers.watch(&inner.root, &inner.namespace, digest),
+            Some(inner) => {
+                let tail = inner.tails.of(digest);
+                inner
+                    .watchers
+                    .watch(&inner.root, &inner.namespace, digest, tail)
+            }
             None => Watching::nothing(),
         }
+    }
+
+    /// For who gives `digest` to this node's containerd: what passes is there for those who follow before it is in a file.
+    pub fn passing(&self, digest: &Digest) -> Passing {
+        Passing::new(self.0.as_ref().map(|inner| inner.tails.of(digest)))
     }
 
     /// A place for somebody who waits here, until it is dropped. None where too many do.

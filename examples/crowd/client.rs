@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use peili::inflight::Inflight;
 use peili::inflight::uplink::free;
-use peili::inflight::{Expecting, Inflight};
 use peili::mirror::LIMIT;
 use peili::mirror::flight::part::{Part, Role, Seen};
 use peili::mirror::flight::registries::Registries;
@@ -141,10 +141,6 @@ impl Asker {
     }
 }
 
-fn expecting(digest: &Digest) -> Expecting {
-    Inflight::off().expect(digest.clone())
-}
-
 fn number(id: &PeerId) -> u32 {
     id.as_str().parse().expect("nodes are named by number")
 }
@@ -246,7 +242,8 @@ impl World {
             Part::new(
                 "registry.test/crowd".to_string(),
                 Generation::One,
-                expecting(digest),
+                &Inflight::off(),
+                digest,
                 now,
             )
         });

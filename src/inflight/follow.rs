@@ -1,4 +1,4 @@
-//! The bytes of a download as they are written.
+//! The bytes of a download as they are written, or before that where they pass through this node (`passing`).
 //!
 //! A download that begins anew after a failure is cut for its readers as soon as less is there than they have. One
 //! that has grown past them again within a look's time is not noticed: what they get are bytes of the same layer all
@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
-use tokio::time::{Instant, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use super::{Ingest, POLL};
 
@@ -22,49 +23,33 @@ const CHUNK: u64 = 256 << 10;
 /// have less patience; this is for those who have none of their own.
 const STALLED: Duration = Duration::from_secs(20);
 
+/// One who reads.
+struct Reader {
+    ingest: Ingest,
+    /// What is still to be read.
+    range: Range<u64>,
+    /// The longest that the file has been.
+    longest: u64,
+    /// Tells of bytes on their way to the file, which are kept as long as somebody is told.
+    passing: watch::Receiver<u64>,
+}
+
 impl Ingest {
     /// The bytes of `range`, in order, each when it is there, and not more. Ends with an error where they will not come:
     /// when the download was given up or began anew, at once (after what is there of it), and when it has not grown for
     /// 20 s.
     pub fn follow(&self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
-        let ingest = self.clone();
-        stream::try_unfold(range, move |range| {
-            let ingest = ingest.clone();
-            async move {
-                if range.is_empty() {
-                    return Ok(None);
-                }
-                let written = ingest.wait_beyond(range.start).await?;
-                let length = (written.min(range.end) - range.start).min(CHUNK);
-                let chunk = ingest.read(range.start, length as usize).await?;
-                let next = range.start + chunk.len() as u64..range.end;
-                Ok(Some((chunk, next)))
-            }
+        let reader = Reader {
+            ingest: self.clone(),
+            range,
+            longest: 0,
+            passing: self.tail.subscribe(),
+        };
+        stream::try_unfold(reader, move |mut reader| async move {
+            let chunk = reader.next().await?;
+            Ok(chunk.map(|chunk| (chunk, reader)))
         })
         .boxed()
-    }
-
-    /// How many bytes there are, when there are more than `offset`.
-    async fn wait_beyond(&self, offset: u64) -> io::Result<u64> {
-        let began = Instant::now();
-        loop {
-            // Whether it is given up, before how much there is: the last bytes may have been written in between.
-            let is_abandoned = self.is_abandoned()?;
-            let written = self.written()?;
-            if written > offset {
-                return Ok(written);
-            }
-            if written < offset {
-                return Err(ended("the download began anew", written));
-            }
-            if is_abandoned {
-                return Err(ended("the download was given up", written));
-            }
-            if began.elapsed() >= STALLED {
-                return Err(ended("the download has not grown for long", written));
-            }
-            sleep(POLL).await;
-        }
     }
 
     /// On the blocking pool: bytes that were just written are in memory, but those of a prefix need not be.
@@ -89,6 +74,46 @@ impl Ingest {
     }
 }
 
+impl Reader {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        if self.range.is_empty() {
+            return Ok(None);
+        }
+        let (offset, most) = (
+            self.range.start,
+            (self.range.end - self.range.start).min(CHUNK),
+        );
+        let began = Instant::now();
+        let chunk = loop {
+            self.passing.mark_unchanged();
+            if let Some(chunk) = self.ingest.tail.get(offset, most) {
+                break chunk;
+            }
+            // Whether it is given up, before how much there is: the last bytes may have been written in between.
+            let is_abandoned = self.ingest.is_abandoned()?;
+            let written = self.ingest.written()?;
+            if written < self.longest {
+                return Err(ended("the download began anew", written));
+            }
+            self.longest = written;
+            if written > offset {
+                let length = (written - offset).min(most);
+                break self.ingest.read(offset, length as usize).await?;
+            }
+            if is_abandoned {
+                return Err(ended("the download was given up", written));
+            }
+            if began.elapsed() >= STALLED {
+                return Err(ended("the download has not grown for long", written));
+            }
+            // Where nothing passes any more, the file tells.
+            let _ = timeout(POLL, self.passing.changed()).await;
+        };
+        self.range.start += chunk.len() as u64;
+        Ok(Some(chunk))
+    }
+}
+
 fn ended(why: &str, at: u64) -> io::Error {
     io::Error::new(
         io::ErrorKind::UnexpectedEof,
@@ -102,7 +127,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::inflight::{ContentRoot, Inflight};
+    use crate::inflight::{ContentRoot, Inflight, Passing};
     use crate::oci::Digest;
     use crate::testing::ingest::{FakeIngest, FakeIngests};
     use crate::testing::noise;
@@ -110,13 +135,19 @@ mod tests {
     const ROOM: Duration = Duration::from_secs(10);
 
     async fn begun(layer: &[u8]) -> (FakeIngests, FakeIngest, Ingest) {
+        let (ingests, fake, ingest, _) = passing(layer).await;
+        (ingests, fake, ingest)
+    }
+
+    /// A download whose bytes pass through this node.
+    async fn passing(layer: &[u8]) -> (FakeIngests, FakeIngest, Ingest, Passing) {
         let ingests = FakeIngests::new();
         let digest = Digest::sha256(layer);
         let fake = ingests.begin("layer", &digest, layer.len() as u64);
         let root = ContentRoot::known(ingests.root().to_owned());
         let inflight = Inflight::new(root, "k8s.io".into());
         let ingest = inflight.find(&digest).await.unwrap().unwrap();
-        (ingests, fake, ingest)
+        (ingests, fake, ingest, inflight.passing(&digest))
     }
 
     /// What comes until the end or the error, and the error.
@@ -231,5 +262,57 @@ mod tests {
         fake.write_at(CHUNK, &[7; CHUNK as usize]);
         let second = body.try_next().await.unwrap().unwrap();
         assert!(second.iter().all(|byte| *byte == 7));
+    }
+
+    #[tokio::test]
+    async fn what_passes_is_read_before_it_is_in_the_file_and_what_is_older_from_there() {
+        let layer = noise(3 << 20, 6);
+        let (_ingests, mut fake, ingest, passing) = passing(&layer).await;
+        fake.write(&layer[..1 << 20]);
+        let mut body = ingest.follow(0..layer.len() as u64);
+        let mut got = Vec::new();
+        while got.len() < 1 << 20 {
+            got.extend(body.try_next().await.unwrap().unwrap());
+        }
+
+        for offset in [1 << 20, 3 << 19] {
+            passing.push(offset as u64, &layer[offset..offset + (1 << 19)]);
+            while got.len() < offset + (1 << 19) {
+                got.extend(body.try_next().await.unwrap().unwrap());
+            }
+        }
+        assert_eq!(ingest.available().unwrap(), 2 << 20);
+        assert_eq!(ingest.written().unwrap(), 1 << 20);
+        // Who comes later needs what is in the file, and the rest.
+        let (late, error) = all(ingest.follow(5..2 << 20)).await;
+        assert_eq!(error, None);
+        assert!(late == layer[5..2 << 20]);
+
+        // The rest comes from elsewhere.
+        drop(passing);
+        fake.write(&layer[1 << 20..]);
+        fake.commit();
+        let (rest, error) = all(body).await;
+        assert_eq!(error, None);
+        got.extend(rest);
+        assert!(got == layer);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_ahead_of_the_file_ends_with_the_download() {
+        let layer = noise(100_000, 7);
+        let (_ingests, mut fake, ingest, passing) = passing(&layer).await;
+        fake.write(&layer[..1000]);
+        let mut body = ingest.follow(0..100_000);
+        assert_eq!(body.try_next().await.unwrap().unwrap().len(), 1000);
+        passing.push(1000, &layer[1000..60_000]);
+        assert_eq!(body.try_next().await.unwrap().unwrap().len(), 59_000);
+        fake.write(&layer[1000..2000]);
+
+        drop(passing);
+        fake.abort();
+
+        let error = body.try_next().await.unwrap_err().to_string();
+        assert!(error.contains("given up"), "{error}");
     }
 }

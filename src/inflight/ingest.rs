@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::passing::Tail;
 use crate::oci::Digest;
 use crate::regular_file;
 
@@ -36,6 +37,8 @@ pub(super) fn directory(root: &Path) -> PathBuf {
 pub struct Ingest {
     pub(super) data: Arc<File>,
     total: u64,
+    /// What is on its way to the file.
+    pub(super) tail: Arc<Tail>,
 }
 
 impl Ingest {
@@ -47,6 +50,11 @@ impl Ingest {
     /// How many bytes are there now. It asks the kernel and no disk, so it may be called anywhere.
     pub fn written(&self) -> io::Result<u64> {
         Ok(self.data.metadata()?.len())
+    }
+
+    /// How many bytes can be had now: those that are written, and those on their way there.
+    pub fn available(&self) -> io::Result<u64> {
+        Ok(self.written()?.max(self.tail.end()))
     }
 
     /// Whether containerd has given it up: its name is gone and it is not whole.
@@ -89,12 +97,13 @@ pub(super) struct Lookout {
     blob: PathBuf,
     namespace: String,
     digest: Digest,
+    tail: Arc<Tail>,
     /// As of when no `ref` was found to be of it.
     scanned: Option<SystemTime>,
 }
 
 impl Lookout {
-    pub(super) fn new(root: PathBuf, namespace: &str, digest: &Digest) -> Self {
+    pub(super) fn new(root: PathBuf, namespace: &str, digest: &Digest, tail: Arc<Tail>) -> Self {
         let directory = directory(&root);
         let computed = KINDS.map(|kind| {
             let reference = format!("{namespace}/1/{kind}-{digest}");
@@ -108,6 +117,7 @@ impl Lookout {
             blob,
             namespace: namespace.to_owned(),
             digest: digest.clone(),
+            tail,
             scanned: None,
         }
     }
@@ -117,7 +127,7 @@ impl Lookout {
     /// never seen.
     pub(super) fn look(&mut self) -> io::Result<Option<Ingest>> {
         for path in &self.computed {
-            if let Some(ingest) = open(path)? {
+            if let Some(ingest) = self.open(path)? {
                 return Ok(Some(ingest));
             }
         }
@@ -136,12 +146,27 @@ impl Lookout {
             };
             if is_of(&reference, &self.namespace, &self.digest) {
                 // Whatever it lacks yet it may get without a change of the directory.
-                return open(&path);
+                return self.open(&path);
             }
         }
         let is_settled = changed.elapsed().is_ok_and(|age| age > REF_IS_THERE);
         self.scanned = is_settled.then_some(changed);
         Ok(None)
+    }
+
+    /// None where there is no download at `path`, or none whose length is known.
+    fn open(&self, path: &Path) -> io::Result<Option<Ingest>> {
+        // First the data: where it is, the total is complete.
+        let Some(data) = open_file(&path.join("data"))? else {
+            return Ok(None);
+        };
+        let total = read_short(&path.join("total"), MAX_TOTAL)?;
+        let total = total.and_then(|total| total.trim_end().parse().ok());
+        Ok(total.filter(|total| *total > 0).map(|total| Ingest {
+            data: Arc::new(data),
+            total,
+            tail: Arc::clone(&self.tail),
+        }))
     }
 
     /// Whether there is a blob of that name.
@@ -160,20 +185,6 @@ fn is_of(reference: &str, namespace: &str, digest: &Digest) -> bool {
         .map(|(_, key)| key);
     key.and_then(|key| key.strip_suffix(digest.as_str()))
         .is_some_and(|before| before.ends_with(['-', '@']))
-}
-
-/// None where there is no download at `path`, or none whose length is known.
-fn open(path: &Path) -> io::Result<Option<Ingest>> {
-    // First the data: where it is, the total is complete.
-    let Some(data) = open_file(&path.join("data"))? else {
-        return Ok(None);
-    };
-    let total = read_short(&path.join("total"), MAX_TOTAL)?;
-    let total = total.and_then(|total| total.trim_end().parse().ok());
-    Ok(total.filter(|total| *total > 0).map(|total| Ingest {
-        data: Arc::new(data),
-        total,
-    }))
 }
 
 /// None, too, where there is no directory above it.
@@ -200,6 +211,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::inflight::passing::Tails;
     use crate::inflight::{ContentRoot, Inflight};
     use crate::testing::ingest::FakeIngests;
 
@@ -300,7 +312,8 @@ mod tests {
     fn refs_are_read_again_only_when_there_may_be_another() {
         let ingests = FakeIngests::new();
         let digest = Digest::sha256(b"layer");
-        let mut lookout = Lookout::new(ingests.root().to_owned(), "k8s.io", &digest);
+        let tail = Tails::default().of(&digest);
+        let mut lookout = Lookout::new(ingests.root().to_owned(), "k8s.io", &digest, tail);
         let long_ago = SystemTime::now() - 2 * REF_IS_THERE;
         let age = || {
             let directory = File::open(directory(ingests.root())).unwrap();

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::ingest::{Ingest, Lookout};
+use super::passing::Tail;
 use super::{ContentRoot, POLL};
 use crate::oci::Digest;
 
@@ -32,7 +33,8 @@ pub enum View {
     Nothing,
     Growing {
         ingest: Ingest,
-        written: u64,
+        /// Bytes that can be had: [`Ingest::available`].
+        available: u64,
     },
     /// The blob has its name.
     Whole,
@@ -67,7 +69,13 @@ pub struct Watching {
 
 impl Watchers {
     /// Within a runtime: the first who watches a digest starts its watcher.
-    pub(super) fn watch(&self, root: &ContentRoot, namespace: &str, digest: &Digest) -> Watching {
+    pub(super) fn watch(
+        &self,
+        root: &ContentRoot,
+        namespace: &str,
+        digest: &Digest,
+        tail: Arc<Tail>,
+    ) -> Watching {
         let mut watchers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let watcher = match watchers.get(digest).and_then(Weak::upgrade) {
             Some(watcher) => watcher,
@@ -78,6 +86,7 @@ impl Watchers {
                     root.clone(),
                     namespace.to_owned(),
                     digest.clone(),
+                    tail,
                 );
                 let watcher = Arc::new(Watcher {
                     shared,
@@ -146,8 +155,14 @@ impl Drop for Impatient {
     }
 }
 
-async fn run(shared: Arc<Shared>, root: ContentRoot, namespace: String, digest: Digest) {
-    let mut lookout = Lookout::new(root.wait().await, &namespace, &digest);
+async fn run(
+    shared: Arc<Shared>,
+    root: ContentRoot,
+    namespace: String,
+    digest: Digest,
+    tail: Arc<Tail>,
+) {
+    let mut lookout = Lookout::new(root.wait().await, &namespace, &digest, tail);
     let mut pause = POLL;
     loop {
         let looked = tokio::task::spawn_blocking(move || {
@@ -187,6 +202,7 @@ async fn run(shared: Arc<Shared>, root: ContentRoot, namespace: String, digest: 
 /// Tells of growth until the download has ended or begun anew.
 async fn follow(shared: &Shared, ingest: Ingest) -> io::Result<()> {
     let mut most = 0;
+    let mut passing = None;
     loop {
         let is_unlinked = ingest.is_unlinked();
         let written = ingest.written()?;
@@ -194,25 +210,30 @@ async fn follow(shared: &Shared, ingest: Ingest) -> io::Result<()> {
             return Ok(());
         }
         most = written;
+        let available = ingest.available()?;
         shared.view.send_if_modified(|view| match view {
             View::Growing {
                 ingest: known,
-                written: told,
-            } if known.is_same(&ingest) && *told == written => false,
+                available: told,
+            } if known.is_same(&ingest) && *told == available => false,
             _ => {
                 let ingest = ingest.clone();
-                *view = View::Growing { ingest, written };
+                *view = View::Growing { ingest, available };
                 true
             }
         });
         // What is whole does not grow, and nobody is told of what nobody waits for.
         let is_awaited = shared.impatient.load(Ordering::Relaxed) > 0;
-        match is_awaited && written < ingest.total() {
-            true => sleep(POLL).await,
-            false => tokio::select! {
-                () = sleep(RARE) => {}
-                () = shared.wake.notified() => sleep(POLL).await,
-            },
+        if is_awaited && written < ingest.total() {
+            let passing = passing.get_or_insert_with(|| ingest.tail.subscribe());
+            // Where it has ended, the file tells.
+            let _ = timeout(POLL, passing.changed()).await;
+            continue;
+        }
+        passing = None;
+        tokio::select! {
+            () = sleep(RARE) => {}
+            () = shared.wake.notified() => sleep(POLL).await,
         }
     }
 }
@@ -242,7 +263,7 @@ mod tests {
     }
 
     fn has(view: &View, bytes: u64) -> bool {
-        matches!(view, View::Growing { written, .. } if *written >= bytes)
+        matches!(view, View::Growing { available, .. } if *available >= bytes)
     }
 
     async fn comes(watching: &mut Watching, what: &str, is_it: impl Fn(&View) -> bool) {
@@ -271,7 +292,7 @@ mod tests {
         comes(&mut two, "growth", |view| has(view, 4)).await;
         comes(&mut one, "growth", |view| has(view, 4)).await;
         download.truncate(2);
-        let anew = |view: &View| matches!(view, View::Growing { written: 2, .. });
+        let anew = |view: &View| matches!(view, View::Growing { available: 2, .. });
         comes(&mut two, "its new beginning", anew).await;
         download.abort();
         comes(&mut one, "its end", |view| matches!(view, View::Nothing)).await;

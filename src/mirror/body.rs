@@ -193,6 +193,9 @@ impl Body {
         // hyper holds the peer to its Content-Length; this holds it to ours.
         let left = self.end - self.offset;
         chunk.truncate(left.min(chunk.len() as u64) as usize);
+        if let Some(boarding) = &self.sources.boarding {
+            boarding.gives(self.offset, &chunk);
+        }
         self.offset += chunk.len() as u64;
         self.brought += chunk.len() as u64;
         self.waited += waited;
@@ -204,9 +207,6 @@ impl Body {
         if is_growing || self.brought - self.since >= FLOOR {
             self.since = self.brought;
             self.waited = Duration::ZERO;
-        }
-        if let Some(boarding) = &self.sources.boarding {
-            boarding.gives_up_to(self.offset);
         }
         self.in_flight.set(is_growing);
         // Told here: who has got the length that he was promised does not ask for more.

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::InFlightSharing;
 use crate::basic_auth::Secret;
 use crate::content::ContentStore;
-use crate::inflight::{Inflight, Uplink};
+use crate::inflight::{Inflight, Passing, Uplink};
 use crate::metrics;
 use crate::oci::Digest;
 use crate::routing::PeerId;
@@ -226,12 +226,12 @@ impl Flight {
         if parts.len() >= MAX_PARTS && !parts.contains_key(digest) {
             return None;
         }
-        let part = parts.entry(digest.clone()).or_insert_with(|| {
-            let expecting = self.0.inflight.expect(digest.clone());
-            Part::new(image, puller.generation, expecting, now)
-        });
+        let part = parts
+            .entry(digest.clone())
+            .or_insert_with(|| Part::new(image, puller.generation, &self.0.inflight, digest, now));
         part.requests += 1;
         let (slow, given) = (part.slow.subscribe(), part.given.clone());
+        let passing = part.passing.clone();
         drop(parts);
         self.0.wake.notify_one();
         Some(Aboard {
@@ -239,6 +239,7 @@ impl Flight {
             digest: digest.clone(),
             slow,
             given,
+            passing,
         })
     }
 
@@ -290,6 +291,7 @@ struct Aboard {
     slow: watch::Receiver<bool>,
     /// How far the bytes go that containerd was given.
     given: Arc<AtomicU64>,
+    passing: Arc<Passing>,
 }
 
 impl Drop for Aboard {

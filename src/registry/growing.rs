@@ -86,7 +86,7 @@ impl<'a> Waiting<'a> {
         };
         let needed = needs(&ingest)? + 1;
         self.needed = Some(needed);
-        Ok((ingest.written().unwrap_or(0) >= needed).then_some(ingest))
+        Ok((ingest.available().unwrap_or(0) >= needed).then_some(ingest))
     }
 
     /// Returns when it is time to look again; the answer to the peer where it is not. Nobody looks but the watcher until it
@@ -102,7 +102,7 @@ impl<'a> Waiting<'a> {
         };
         let needed = self.needed;
         let is_time = move |view: &View| match (view, needed) {
-            (View::Growing { written, .. }, Some(needed)) => *written >= needed,
+            (View::Growing { available, .. }, Some(needed)) => *available >= needed,
             (View::Growing { .. } | View::Whole, _) => true,
             // It has ended; before the first look one has been found already.
             (View::Nothing, needed) => needed.is_some(),
@@ -215,8 +215,8 @@ async fn relay(
         let _ = &upload;
         sent += chunk.len() as u64;
         relayed.inc_by(chunk.len() as u64);
-        let written = ingest.written().unwrap_or(0).min(span.end);
-        child.progress(sent, written.saturating_sub(span.start));
+        let available = ingest.available().unwrap_or(0).min(span.end);
+        child.progress(sent, available.saturating_sub(span.start));
     });
     let head = blob::head(digest, total, part);
     Ok(Some(Answered {

@@ -232,6 +232,12 @@ impl Boarding {
         });
     }
 
+    /// containerd is given `chunk`, which begins at `offset`.
+    pub fn gives(&self, offset: u64, chunk: &[u8]) {
+        self.aboard.passing.push(offset, chunk);
+        self.gives_up_to(offset + chunk.len() as u64);
+    }
+
     /// containerd is given all bytes before `offset`, or has them.
     pub fn gives_up_to(&self, offset: u64) {
         self.aboard.given.fetch_max(offset, Ordering::Relaxed);

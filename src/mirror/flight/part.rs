@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::blame::Giver;
-use crate::inflight::{Expecting, Ingest};
+use crate::inflight::{Expecting, Inflight, Ingest, Passing};
+use crate::oci::Digest;
 use crate::routing::PeerId;
 use crate::routing::rendezvous::{self as words, Generation, Progress};
 
@@ -70,6 +71,8 @@ pub struct Part {
     pub offset: u64,
     /// How far what this node gave to its containerd goes, in bytes from the beginning.
     pub given: Arc<AtomicU64>,
+    /// Its last bytes, until this part ends: when a request does, containerd has not written all of them.
+    pub passing: Arc<Passing>,
     /// When there last was more.
     pub grew: Instant,
     /// When the first byte came from a parent.
@@ -114,7 +117,13 @@ pub enum Seen {
 }
 
 impl Part {
-    pub fn new(image: String, generation: Generation, expecting: Expecting, now: Instant) -> Self {
+    pub fn new(
+        image: String,
+        generation: Generation,
+        inflight: &Inflight,
+        digest: &Digest,
+        now: Instant,
+    ) -> Self {
         Self {
             image,
             generation,
@@ -126,6 +135,7 @@ impl Part {
             givers: Vec::new(),
             offset: 0,
             given: Arc::default(),
+            passing: Arc::new(inflight.passing(digest)),
             grew: now,
             streaming: None,
             progress: Progress::default(),
@@ -133,7 +143,7 @@ impl Part {
             slow_since: None,
             before: None,
             meter: Meter::default(),
-            _expecting: expecting,
+            _expecting: inflight.expect(digest.clone()),
         }
     }
 
@@ -323,16 +333,14 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inflight::Inflight;
-    use crate::oci::Digest;
 
     const MIB: u64 = 1 << 20;
 
     /// A part that follows; its stream got so many MiB/s until 2 s, was still for so many ms, and went on.
     fn following(mib_per_second: u64, still: u64) -> (Part, Instant) {
         let begin = Instant::now();
-        let expecting = Inflight::off().expect(Digest::sha256(b"layer"));
-        let mut part = Part::new("image".into(), Generation::One, expecting, begin);
+        let (off, digest) = (Inflight::off(), Digest::sha256(b"layer"));
+        let mut part = Part::new("image".into(), Generation::One, &off, &digest, begin);
         let parent = PeerId::new("parent");
         part.becomes(Role::Follows { parent }, begin);
         part.streaming = Some(begin);
