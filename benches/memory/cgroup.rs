@@ -121,7 +121,9 @@ impl Cgroup {
 
     fn number(&self, file: &str) -> Result<u64> {
         let text = self.read(file)?;
-        text.trim().parse().with_context(|| format!("{file}: {text}"))
+        text.trim()
+            .parse()
+            .with_context(|| format!("{file}: {text}"))
     }
 
     fn read(&self, file: &str) -> Result<String> {
@@ -145,6 +147,9 @@ impl Drop for Cgroup {
 
 /// Of lines of a name and a number.
 fn field(text: &str, name: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok())
+        .unwrap_or(0)
 }

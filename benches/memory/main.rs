@@ -118,7 +118,9 @@ fn limit_of_the_chart() -> Result<u64> {
 }
 
 fn print(rows: &[Row]) {
-    println!("| MiB at the most | not reclaimable | anonymous | sockets | kernel | page cache | CPU s | in s |");
+    println!(
+        "| MiB at the most | not reclaimable | anonymous | sockets | kernel | page cache | CPU s | in s |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for row in rows {
         println!("| {} | {row} |", row.phase);

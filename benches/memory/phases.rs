@@ -14,10 +14,16 @@ impl Bench {
         let idle = Duration::from_secs(self.options.idle);
         let mut rows = Vec::new();
         rows.push(self.watch(pid, "idle", async { rest(idle).await }).await?);
-        rows.push(self.watch(pid, "told of others' content", self.told()).await?);
+        rows.push(
+            self.watch(pid, "told of others' content", self.told())
+                .await?,
+        );
         rows.push(self.watch(pid, "telling its own", self.telling()).await?);
         rows.push(self.watch(pid, "idle, with all that", rest(idle)).await?);
-        rows.push(self.watch(pid, "64 bodies at once", self.taken(false)).await?);
+        rows.push(
+            self.watch(pid, "64 bodies at once", self.taken(false))
+                .await?,
+        );
         let stopped = self.taken(true);
         rows.push(self.watch(pid, "64 whose takers stop", stopped).await?);
         let relaying = self.relaying(&self.relayed[0]);
@@ -54,10 +60,16 @@ impl Bench {
 
         let (times, killed) = self.cgroup.pressed()?;
         ensure!(killed == 0, "{killed} processes were killed at the limit");
-        ensure!(self.node.peili().pid() == Some(pid), "it is another process");
+        ensure!(
+            self.node.peili().pid() == Some(pid),
+            "it is another process"
+        );
         ensure!(self.node.http_get("/readyz").await?.status.is_success());
         let read = 2 * ROUNDS as u64 * self.taken.pulled_bytes();
-        ensure!(times > pressed, "{read} bytes of files went out and the limit was not met");
+        ensure!(
+            times > pressed,
+            "{read} bytes of files went out and the limit was not met"
+        );
         println!("\nWithin {} MiB:\n", limit / MIB);
         print(&[before, all]);
         println!(
@@ -144,7 +156,10 @@ impl Bench {
         self.node.cri_pull(&image.reference()).await?;
         let got = self.got("peer").await? - before;
         let all = image.pulled_bytes();
-        ensure!(got >= all as f64 / 2.0, "{got} of {all} bytes came from peers");
+        ensure!(
+            got >= all as f64 / 2.0,
+            "{got} of {all} bytes came from peers"
+        );
         Ok(())
     }
 

@@ -23,7 +23,10 @@ struct Taker {
 impl Takers {
     /// `by` begins to take every layer of `image` from `from`, as another node's Peili does.
     pub async fn begin(by: &Node, from: SocketAddr, image: &Image) -> Result<Self> {
-        let all = image.layers.iter().map(|layer| begin(by, from, image, layer));
+        let all = image
+            .layers
+            .iter()
+            .map(|layer| begin(by, from, image, layer));
         Ok(Self(try_join_all(all).await?))
     }
 
