@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -139,8 +140,14 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.dir) {
-            eprintln!("memory: {}: {error}", self.dir.display());
+        // Who was killed a moment ago may still be counted.
+        let begun = Instant::now();
+        while let Err(error) = fs::remove_dir(&self.dir) {
+            if begun.elapsed() > Duration::from_secs(2) {
+                eprintln!("memory: {}: {error}", self.dir.display());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }

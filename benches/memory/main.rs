@@ -26,7 +26,7 @@ mod takers;
 mod watch;
 
 use cgroup::Cgroup;
-use lab::process::{eventually, interrupted};
+use lab::process::{eventually, interrupted, output};
 use lab::{Direction, Image, ImageSpec, Lab, Node, NodeOptions};
 use takers::Takers;
 use watch::{Row, watch};
@@ -45,6 +45,11 @@ const KEYS_PER_IMAGE: usize = 100;
 const FOR_SOCKETS: u64 = 32 * MIB;
 /// The registry of the images that grow, so that nodes have somebody to follow, in bytes per second.
 const REGISTRY: u64 = 60 * MIB;
+/// The least, the first and the most that TCP takes for a connection, as Linux begins with.
+const BUFFERS: [(&str, &str); 2] = [
+    ("tcp_rmem", "4096 131072 6291456"),
+    ("tcp_wmem", "4096 16384 4194304"),
+];
 /// Announcing is the slowest of what is waited for.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -155,6 +160,12 @@ impl Bench {
         let entrance = cgroup.entrance(&peili, &lab.folder("cgroup")?)?;
         lab.set_peili(entrance);
         let node = lab.node(NodeOptions::default()).await?;
+        // As Linux has it: what a machine was told otherwise would count as Peili's.
+        for (name, bytes) in BUFFERS {
+            let mut command = node.netns().command("/bin/sh");
+            command.args(["-c", &format!("echo {bytes} > /proc/sys/net/ipv4/{name}")]);
+            output(command).await?;
+        }
 
         eprintln!("memory: images are made");
         let taken = ImageSpec::new("bench/taken:v1").layers([TAKEN; TAKERS]);

@@ -5,7 +5,7 @@ use super::*;
 /// Those who have stopped reading stay so for as long as buffers may still fill.
 const STILL: Duration = Duration::from_secs(3);
 /// Of all layers, while everything goes on at once.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 3;
 
 impl Bench {
     /// One thing after the other.

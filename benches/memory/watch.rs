@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Looks again and again until it is ended.
 pub struct Watch {
     is_over: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Peak>>,
+    thread: Option<JoinHandle<Result<Peak>>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,13 +52,27 @@ impl Watch {
                 std::thread::sleep(PAUSE);
             }
         });
-        Self { is_over, thread }
+        Self {
+            is_over,
+            thread: Some(thread),
+        }
     }
 
-    pub fn end(self) -> Result<Peak> {
+    pub fn end(mut self) -> Result<Peak> {
         self.is_over.store(true, Ordering::Relaxed);
-        let peak = self.thread.join();
-        peak.map_err(|_| anyhow!("the watch panicked"))?
+        let peak = self.thread.take().map(JoinHandle::join);
+        let peak = peak.and_then(Result::ok);
+        peak.ok_or_else(|| anyhow!("the watch panicked"))?
+    }
+}
+
+/// Nobody looks into a cgroup that is to go.
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
