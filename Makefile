@@ -39,8 +39,8 @@ test-matrix: deps containerds ## run the tests on real containerds once more, on
 	done
 
 .PHONY: bench
-bench: deps ## what the mirror's relay of a body costs beside a plain copy, measured
-	cargo bench --all-features --bench relay
+bench: deps ## what the mirror's relay of a body costs beside a plain copy, and what a node's Peili takes of memory, measured
+	$(AS_ROOT_IF_FREE) cargo bench --all-features --bench relay --bench memory
 
 .PHONY: bench-crowd
 bench-crowd: deps containerds ## many nodes pull an image at once, measured; CROWD='--list' says what can be tried
@@ -55,32 +55,40 @@ docs: deps ## write the pages that are made from the program itself: options, me
 # One file without shared libraries, which says nothing of where it was built. getrandom looks for libc's function by its
 # name, which a static program has not, and falls back to files of /dev: it is told to ask the kernel.
 TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-STATIC := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom" \
-	--remap-path-prefix=$(CURDIR)=/peili --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
 PROFILE := release
 # `make static DEPS=` installs nothing.
 DEPS := deps
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+STATIC := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom" \
+	--remap-path-prefix=$(CURDIR)=/peili --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo \
+	--remap-path-prefix=$(abspath $(TARGET))=/peili/target
 PROGRAM := $(TARGET)/$(TRIPLE)/$(PROFILE)/peili
 ARCH := $(if $(findstring aarch64,$(TRIPLE)),arm64,amd64)
 IMAGE := $(TARGET)/image/peili-$(PROFILE).tar
 NAME := $(shell sed -n 's/^  repository: //p' charts/peili/values.yaml):$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+# Compilers for the machine that this is not: Debian's gcc-aarch64-linux-gnu and gcc-x86-64-linux-gnu, with rustup's target.
+ALSO :=
+CROSS := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc CC_x86_64_unknown_linux_gnu=x86_64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 
 .PHONY: static
 static: $(DEPS) ## build the program as one file that needs no shared library
 	RUSTFLAGS='$(STATIC)' cargo build --locked --profile $(PROFILE) --target $(TRIPLE) --bin peili
+	$(if $(ALSO),$(CROSS) RUSTFLAGS='$(STATIC)' cargo build --locked --profile $(PROFILE) --target $(ALSO) --bin peili)
 
 .PHONY: image
-image: static ## build the container image, as an OCI layout in a tar file: needs no builder and no network
-	cargo run --quiet --example pack -- image --binary $(ARCH)=$(PROGRAM) --name $(NAME) --output $(IMAGE)
-	@ls -l $(PROGRAM) $(IMAGE)
+image: static ## build the container image as an OCI layout in a tar file, without builder and network; ALSO=<triple>: for two
+	cargo run --quiet --example pack -- image --binary $(ARCH)=$(PROGRAM) --name $(NAME) --output $(IMAGE) \
+		$(if $(ALSO),--binary $(if $(findstring aarch64,$(ALSO)),arm64,amd64)=$(TARGET)/$(ALSO)/$(PROFILE)/peili)
+	@ls -l $(PROGRAM) $(if $(ALSO),$(TARGET)/$(ALSO)/$(PROFILE)/peili) $(IMAGE)
 
 .PHONY: release
 release: image tools ## everything that is published, with checksums and a bill of materials, into dist/
 	@rm -rf $(TARGET)/chart && mkdir -p $(TARGET)/chart
 	$(TARGET)/tools/helm package charts/peili -d $(TARGET)/chart
-	cargo run --quiet --example pack -- release --binary $(PROGRAM) --triple $(TRIPLE) --image $(IMAGE) \
-		--chart $(TARGET)/chart/peili-*.tgz --output dist
+	cargo run --quiet --example pack -- release --binary $(TRIPLE)=$(PROGRAM) \
+		$(if $(ALSO),--binary $(ALSO)=$(TARGET)/$(ALSO)/$(PROFILE)/peili) --image $(IMAGE) --chart $(TARGET)/chart/peili-*.tgz \
+		--output dist
 
 .PHONY: test-image
 test-image: ## the image that the chart's test runs

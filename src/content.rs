@@ -23,7 +23,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::oci::{Digest, Key, Repository, TagName};
 
 /// Bytes read at once. Two of these are in memory for each body under way: with 64 uploads 256 KiB take 40 MiB, 1 MiB
-/// takes 105 and is no more than a tenth faster (measured; the chart's limit is 128). 64 KiB halves the throughput.
+/// takes 105 and is no more than a tenth faster (measured; docs/performance.md). 64 KiB halves the throughput.
 const CHUNK: usize = 256 << 10;
 
 /// The images of one node. Its contract is [`crate::testing::conformance`]'s `content` suite.

@@ -278,7 +278,7 @@ pub(super) struct RawRegistry {
     pub(super) mirror_resolve_retries: String,
 
     /// Layers that are sent to other nodes at the same time, in fair parts. Who comes beyond that is sent to other
-    /// holders, or goes upstream; this node's own containerd never is. Each takes up to about 1 MiB of memory.
+    /// holders, or goes upstream; this node's own containerd never is. Each takes up to about 2 MiB of memory.
     #[arg(long, env = "MAX_UPLOADS", default_value = "64", value_name = "NUMBER", help_heading = SHARING)]
     pub(super) max_uploads: String,
 
