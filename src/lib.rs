@@ -8,7 +8,7 @@
 //! ```text
 //!                          main
 //!            ┌──────────────┼───────────────┐
-//!        commands          app            config          PROCESS   may name anything below
+//!        commands  doctor  app            config          PROCESS   may name anything below
 //! ───────────┼──────────────┼─────────────────────────────
 //!            │        registry   admin                     EDGES     HTTP in: containerd, peers, kubelet, Prometheus
 //!            │        ┌──┴───┐
@@ -19,7 +19,7 @@
 //!   hosts, inflight  kad   │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: basic_auth, http_get, metrics, node_token, private_file, readiness, regular_file, server, shutdown,
+//!    beside the stack: basic_auth, finding, http_get, metrics, node_token, private_file, readiness, regular_file, server, shutdown,
 //!      telemetry, tls
 //! ```
 //!
@@ -34,6 +34,8 @@ pub mod basic_auth;
 pub mod commands;
 pub mod config;
 pub mod content;
+pub mod doctor;
+pub mod finding;
 pub mod hosts;
 pub mod http_get;
 pub mod inflight;
