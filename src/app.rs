@@ -18,10 +18,10 @@ use tracing::{info, warn};
 use crate::basic_auth::Secret;
 use crate::config::Store;
 use crate::content::ContentStore;
-use crate::doctor::examination::Examination;
-use crate::doctor::observe::Observer;
 use crate::content::containerd::Containerd;
 use crate::content::layout::Layout;
+use crate::doctor::examination::Examination;
+use crate::doctor::observe::Observer;
 use crate::inflight::{Inflight, Uplink};
 use crate::metrics::Page;
 use crate::mirror::flight::{self, Flight};
@@ -289,10 +289,10 @@ impl App {
             shutdown.spawn(examination.observe(shutdown.drain.clone()));
             shutdown.spawn(examination.begin(shutdown.drain.clone()));
         }
-        shutdown.spawn(self.admin.run(
-            self.http.measure(pages, admin::handler),
-            shutdown.clone(),
-        ));
+        shutdown.spawn(
+            self.admin
+                .run(self.http.measure(pages, admin::handler), shutdown.clone()),
+        );
         if let Some(introduction) = self.introduction {
             let routes = admin::id::router(introduce(swarm.clone()));
             shutdown.spawn(introduction.run(routes, shutdown.clone()));

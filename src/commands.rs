@@ -157,11 +157,7 @@ fn warn_of(done: &Done) {
 }
 
 /// Tells what was found; the exit code for it.
-pub fn doctor(
-    report: &Report,
-    format: Format,
-    out: &mut impl Write,
-) -> Result<u8, Error> {
+pub fn doctor(report: &Report, format: Format, out: &mut impl Write) -> Result<u8, Error> {
     match format {
         Format::Text => report.text(out)?,
         Format::Json => {

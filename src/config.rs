@@ -21,9 +21,7 @@ use libp2p::Multiaddr;
 
 pub use value::ListenAddr;
 
-use options::{
-    RawCleanup, RawCleanupWait, RawCommand, RawConfiguration, RawDoctor, RawRegistry,
-};
+use options::{RawCleanup, RawCleanupWait, RawCommand, RawConfiguration, RawDoctor, RawRegistry};
 use reader::{Reader, absolute, domain, duration, list, listen_addr, refuse, zone};
 
 use crate::content::{containerd, layout};

@@ -56,11 +56,7 @@ impl Finding {
         Self::of(check, State::Skipped, why, None)
     }
 
-    pub fn warning(
-        check: &'static str,
-        seen: impl Into<String>,
-        cure: impl Into<String>,
-    ) -> Self {
+    pub fn warning(check: &'static str, seen: impl Into<String>, cure: impl Into<String>) -> Self {
         Self::of(check, State::Warning, seen, Some(cure.into()))
     }
 
@@ -68,7 +64,12 @@ impl Finding {
         Self::of(check, State::Broken, seen, Some(cure.into()))
     }
 
-    fn of(check: &'static str, state: State, seen: impl Into<String>, cure: Option<String>) -> Self {
+    fn of(
+        check: &'static str,
+        state: State,
+        seen: impl Into<String>,
+        cure: Option<String>,
+    ) -> Self {
         Self {
             check,
             state,

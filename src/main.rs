@@ -234,7 +234,9 @@ fn doctor_config(config: &config::Registry) -> doctor::Config {
         data_dir: config.data_dir.clone(),
         requires_token: config.require_node_token,
         basic_auth_dir: config.basic_auth_dir.clone(),
-        registries: named.filter_map(|r| r.host().is_some().then(|| r.directory().to_string())).collect(),
+        registries: named
+            .filter_map(|r| r.host().is_some().then(|| r.directory().to_string()))
+            .collect(),
         bootstrap: bootstrap(config),
         node_ips: config.node_ips.clone(),
     }

@@ -34,11 +34,11 @@ use crate::inflight::{Inflight, Uplink};
 use crate::mirror::flight::Puller;
 use crate::mirror::{Mirror, Wanted};
 use crate::node_token::{self, Caller, NodeToken};
-use crate::oci::{Digest, Repository};
 use crate::oci::distribution::{
     AGAIN, GROWING, MIRRORED, ManifestReference, OCI_NAMESPACE, Resource,
 };
 use crate::oci::filter::Filter;
+use crate::oci::{Digest, Repository};
 use crate::readiness::Readiness;
 use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
@@ -185,9 +185,7 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
         _ => Caller::Ours,
     };
     let understood = match caller {
-        _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized {
-            is_containerd,
-        }),
+        _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized { is_containerd }),
         Caller::Refused => Err(Error::Refused),
         caller => understand(parts, from_peer, caller == Caller::Ours),
     };

@@ -36,7 +36,6 @@ struct Node {
     address: SocketAddr,
     metrics: prometheus::Registry,
     pulls: Pulls,
-    heard: Default::default(),
     shutdown: Shutdown,
 }
 

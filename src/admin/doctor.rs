@@ -82,9 +82,8 @@ mod tests {
     use super::*;
 
     async fn asked(method: Method, headers: &[(&str, &str)]) -> (StatusCode, String) {
-        let examine: Examine = Arc::new(|cost| {
-            Box::pin(async move { json!({ "costs": cost == Cost::Traffic }) })
-        });
+        let examine: Examine =
+            Arc::new(|cost| Box::pin(async move { json!({ "costs": cost == Cost::Traffic }) }));
         let mut request = Request::builder().method(method).uri("/debug/api/doctor");
         for (name, value) in headers {
             request = request.header(*name, *value);

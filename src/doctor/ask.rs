@@ -20,9 +20,8 @@ const MAX_ANSWER: usize = 1 << 20;
 /// What the daemon whose metrics port is at one of `candidates` knows, a delivery by a peer included.
 pub async fn ask(candidates: &[SocketAddr]) -> Result<Live, Silence> {
     let asked = timeout(LIMIT, post(candidates)).await;
-    let answer = asked.unwrap_or_else(|_| {
-        Err(Silence::Failed(format!("no answer within {LIMIT:?}")))
-    })?;
+    let answer =
+        asked.unwrap_or_else(|_| Err(Silence::Failed(format!("no answer within {LIMIT:?}"))))?;
     match answer.status {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND => return Err(Silence::Off),
@@ -53,7 +52,9 @@ async fn post(candidates: &[SocketAddr]) -> Result<Answer, Silence> {
         };
         let host = at.to_string();
         let answer = http_get::send(stream, Method::POST, &host, PATH, &[], MAX_ANSWER);
-        return answer.await.map_err(|e| Silence::Failed(format!("{at}: {e}")));
+        return answer
+            .await
+            .map_err(|e| Silence::Failed(format!("{at}: {e}")));
     }
     Err(Silence::NotRunning(refused))
 }

@@ -23,9 +23,7 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
             findings.extend([
                 self::containerd::socket(containerd, profile),
                 self::containerd::socket_mount(containerd),
-                self::containerd::config_path(
-                    containerd, observed, directory, profile, generation,
-                ),
+                self::containerd::config_path(containerd, observed, directory, profile, generation),
                 self::containerd::layers(containerd, observed, profile, generation),
                 self::containerd::content(&containerd.content, profile),
             ]);
@@ -35,7 +33,11 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
             "this node's content is a directory (--store=oci-layout), and no containerd is asked",
         )),
     }
-    findings.push(hosts::written(&facts.hosts, facts.containerd.is_some(), profile));
+    findings.push(hosts::written(
+        &facts.hosts,
+        facts.containerd.is_some(),
+        profile,
+    ));
     findings.push(hosts::token(&facts.hosts));
     findings.push(hosts::basic_auth(&facts.hosts));
     findings.push(hosts::version(&facts.hosts));

@@ -37,7 +37,9 @@ const MAX_PORTS: usize = 8;
 
 pub async fn gather(config: &Config, live: Result<Live, Silence>) -> Facts {
     let mounts = on_disk("mountinfo", || {
-        Ok(mounts::parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+        Ok(mounts::parse(&std::fs::read_to_string(
+            "/proc/self/mountinfo",
+        )?))
     });
     let (mounts, signs) = tokio::join!(mounts, on_disk("os-release", || Ok(signs())));
     let mounts = mounts.unwrap_or_default();
@@ -87,7 +89,12 @@ fn paths(config: &Config) -> Vec<String> {
     let mut paths = vec![config.certs_d.display().to_string()];
     if let Some(containerd) = &config.containerd {
         paths.push(containerd.socket.display().to_string());
-        paths.extend(containerd.content_path.iter().map(|it| it.display().to_string()));
+        paths.extend(
+            containerd
+                .content_path
+                .iter()
+                .map(|it| it.display().to_string()),
+        );
     }
     paths
 }
@@ -96,7 +103,11 @@ fn paths(config: &Config) -> Vec<String> {
 fn signs() -> Signs {
     let read = |path: &str| std::fs::read_to_string(path);
     // The image has none of its own, so one that is there is the node's, or that of the machine that this runs on.
-    let os_release = ["/host/etc/os-release", "/etc/os-release", "/usr/lib/os-release"];
+    let os_release = [
+        "/host/etc/os-release",
+        "/etc/os-release",
+        "/usr/lib/os-release",
+    ];
     Signs {
         os_release: os_release.iter().find_map(|path| read(path).ok()),
         kernel: read("/proc/version").unwrap_or_default(),
@@ -131,7 +142,9 @@ async fn containerd(config: &containerd::Config, mounts: &[Mount]) -> Containerd
     let (blobs, ingest, sample) = content;
     // As the path may lead through links (/var/run), it is looked for as it is written and as it is.
     let real = std::fs::canonicalize(config.socket.parent().unwrap_or(Path::new("/")));
-    let real = real.ok().and_then(|dir| Some(dir.join(config.socket.file_name()?)));
+    let real = real
+        .ok()
+        .and_then(|dir| Some(dir.join(config.socket.file_name()?)));
     let mount = mounts::at(mounts, &config.socket)
         .or_else(|| real.and_then(|real| mounts::at(mounts, &real)));
     Containerd {
@@ -149,10 +162,7 @@ async fn containerd(config: &containerd::Config, mounts: &[Mount]) -> Containerd
 }
 
 /// Whether blobs can be listed, whether downloads can, and how many of `named` blobs can be opened.
-fn content(
-    root: &Path,
-    named: Answer<Vec<Digest>>,
-) -> (Answer<()>, Answer<()>, Answer<Sample>) {
+fn content(root: &Path, named: Answer<Vec<Digest>>) -> (Answer<()>, Answer<()>, Answer<Sample>) {
     // The dot needs the right to pass through a directory, the listing the right to read it: both are used.
     let list = |name: &str| {
         let path = root.join(name);
@@ -166,7 +176,10 @@ fn content(
     };
     let sample = named.map(|named| {
         let is_there = |digest: &&Digest| {
-            let path = root.join("blobs").join(digest.algorithm()).join(digest.hex());
+            let path = root
+                .join("blobs")
+                .join(digest.algorithm())
+                .join(digest.hex());
             std::fs::File::open(path).is_ok()
         };
         Sample {
@@ -224,7 +237,9 @@ async fn ports(hosts: &Hosts) -> Vec<Port> {
     for found in hosts.files.iter().flatten() {
         if let Whose::Ours { mirrors: its, .. } = &found.whose {
             for mirror in its {
-                let is_new = mirrors.iter().all(|it: &&hosts::Mirror| it.url != mirror.url);
+                let is_new = mirrors
+                    .iter()
+                    .all(|it: &&hosts::Mirror| it.url != mirror.url);
                 if is_new {
                     mirrors.push(mirror);
                 }
@@ -249,7 +264,9 @@ async fn served(mirror: &hosts::Mirror) -> Answer<Served> {
     let Some(host) = mirror.url.strip_prefix("http://") else {
         return Ok(Served::Other("it is not plain HTTP".into()));
     };
-    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let has_port = host
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let at = match has_port {
         true => host.to_string(),
         false => format!("{host}:80"),

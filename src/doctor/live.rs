@@ -49,9 +49,17 @@ pub struct Observed {
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Delivery {
     /// Its first bytes came.
-    Delivered { digest: String, peer: String, ms: u64 },
+    Delivered {
+        digest: String,
+        peer: String,
+        ms: u64,
+    },
     /// Who says that he has it did not give it.
-    Failed { digest: String, peer: String, why: String },
+    Failed {
+        digest: String,
+        peer: String,
+        why: String,
+    },
     /// Nobody else says that he has any of so many blobs that are here.
     NothingShared { asked: usize },
     /// This node has no image that it could ask for.

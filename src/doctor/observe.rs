@@ -73,7 +73,10 @@ impl Observer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Observed> {
-        self.0.observed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .observed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Watches until `stop`. `filter` says whose pulls ought to come to us.
@@ -148,7 +151,8 @@ impl Pulls {
             self.before = Some(snapshot.blobs.clone());
             return;
         };
-        self.judged.retain(|manifest| snapshot.blobs.contains(manifest));
+        self.judged
+            .retain(|manifest| snapshot.blobs.contains(manifest));
         for image in &snapshot.images {
             let manifest = &image.manifest;
             if before.contains(manifest) || self.judged.contains(manifest) {
@@ -204,7 +208,8 @@ impl Layers {
         containerd: &Containerd,
     ) -> Option<Instant> {
         let now = Instant::now();
-        self.listed.retain(|digest, _| snapshot.blobs.contains(digest));
+        self.listed
+            .retain(|digest, _| snapshot.blobs.contains(digest));
         let mut names: HashMap<&Digest, &Image> = HashMap::new();
         for image in &snapshot.images {
             names.entry(&image.manifest).or_insert(image);
@@ -246,7 +251,10 @@ impl Layers {
             observed.without_layers = sure.len();
             observed.without = example;
         }
-        self.without = lacking.into_iter().map(|(top, (since, _))| (top, since)).collect();
+        self.without = lacking
+            .into_iter()
+            .map(|(top, (since, _))| (top, since))
+            .collect();
         again
     }
 
@@ -269,7 +277,10 @@ impl Layers {
                     .filter(|digest| seen.insert((*digest).clone()))
                     .cloned(),
             );
-            let mut held = listed.blobs.iter().map(|blob| snapshot.blobs.contains(blob));
+            let mut held = listed
+                .blobs
+                .iter()
+                .map(|blob| snapshot.blobs.contains(blob));
             match held.clone().filter(|is_held| *is_held).count() {
                 // Another platform's, of which there is only the manifest.
                 0 => {}

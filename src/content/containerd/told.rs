@@ -14,7 +14,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic_prost::ProstCodec;
 
-use super::{Config, Containerd, ConfigError, Inner, StoreError, version};
+use super::{Config, ConfigError, Containerd, Inner, StoreError, version};
 use crate::oci::Digest;
 use crate::readiness::Readiness;
 
@@ -114,7 +114,10 @@ impl Inner {
         while blobs.len() < SAMPLE
             && let Some(message) = messages.message().await.map_err(failed)?
         {
-            let some = message.info.iter().filter_map(|info| info.digest.parse().ok());
+            let some = message
+                .info
+                .iter()
+                .filter_map(|info| info.digest.parse().ok());
             blobs.extend(some.take(SAMPLE - blobs.len()));
         }
         Ok(blobs)

@@ -45,11 +45,15 @@ pub fn socket_mount(containerd: &Containerd) -> Finding {
     match &containerd.socket_mount {
         None => Finding::ok(
             CHECK,
-            format!("{socket} is reached through its directory, so it outlives a restart of containerd"),
+            format!(
+                "{socket} is reached through its directory, so it outlives a restart of containerd"
+            ),
         ),
         Some(mount) if mount.is_stale() => Finding::broken(
             CHECK,
-            format!("{socket} is mounted as a file, and containerd has restarted since: what is mounted is gone"),
+            format!(
+                "{socket} is mounted as a file, and containerd has restarted since: what is mounted is gone"
+            ),
             cure,
         ),
         Some(_) => Finding::warning(
@@ -79,7 +83,9 @@ pub fn config_path(
         } else if config_path.is_empty() {
             Finding::broken(
                 CHECK,
-                format!("containerd reads no directory (config_path is empty), and the mirror is in {ours}"),
+                format!(
+                    "containerd reads no directory (config_path is empty), and the mirror is in {ours}"
+                ),
                 cure(),
             )
         } else {
@@ -126,7 +132,9 @@ pub fn config_path(
         ),
         (past, _) => Finding::warning(
             CHECK,
-            format!("the last {past} pulls went past the mirror, such as {example}, though containerd has asked here before"),
+            format!(
+                "the last {past} pulls went past the mirror, such as {example}, though containerd has asked here before"
+            ),
             format!(
                 "Look for a hosts.toml of that registry beside ours in {ours}, and for `ctr` without --hosts-dir. If it \
                  holds for all registries:\n{}",
@@ -147,7 +155,9 @@ pub fn layers(
     let cure = || profile.keep_layers(generation);
     let told = containerd.cri.as_ref().ok();
     let discards = told.and_then(|cri| cri.discard_unpacked_layers);
-    let without = observed.as_ref().map_or(0, |observed| observed.without_layers);
+    let without = observed
+        .as_ref()
+        .map_or(0, |observed| observed.without_layers);
     match (discards, observed) {
         (Some(true), _) => Finding::broken(
             CHECK,
@@ -155,9 +165,10 @@ pub fn layers(
              nothing here can be given to other nodes",
             cure(),
         ),
-        (Some(false), _) if without == 0 => {
-            Finding::ok(CHECK, "layers stay after unpacking, by containerd's own word")
-        }
+        (Some(false), _) if without == 0 => Finding::ok(
+            CHECK,
+            "layers stay after unpacking, by containerd's own word",
+        ),
         (None, Err(silence)) => Finding::skipped(
             CHECK,
             format!("containerd does not tell whether layers stay after unpacking; {silence}"),
@@ -205,7 +216,10 @@ pub fn content(content: &Content, profile: &Profile) -> Finding {
     let root = match &content.root {
         Ok(root) => root.display(),
         Err(why) => {
-            return Finding::skipped(CHECK, format!("where containerd has its content is not known: {why}"));
+            return Finding::skipped(
+                CHECK,
+                format!("where containerd has its content is not known: {why}"),
+            );
         }
     };
     match (&content.blobs, &content.ingest, &content.sample) {
@@ -220,7 +234,9 @@ pub fn content(content: &Content, profile: &Profile) -> Finding {
         ),
         (Ok(()), _, Ok(Sample { named, found: 0 })) if *named > 0 => Finding::broken(
             CHECK,
-            format!("none of {named} blobs that containerd has is in {root}: it is another content store's"),
+            format!(
+                "none of {named} blobs that containerd has is in {root}: it is another content store's"
+            ),
             mount,
         ),
         (Ok(()), Err(why), _) => Finding::warning(
@@ -233,8 +249,12 @@ pub fn content(content: &Content, profile: &Profile) -> Finding {
         ),
         (Ok(()), Ok(()), Ok(Sample { named, found })) => Finding::ok(
             CHECK,
-            format!("{root} can be read, downloads included; {found} of {named} blobs that were looked for are there"),
+            format!(
+                "{root} can be read, downloads included; {found} of {named} blobs that were looked for are there"
+            ),
         ),
-        (Ok(()), Ok(()), Err(_)) => Finding::ok(CHECK, format!("{root} can be read, downloads included")),
+        (Ok(()), Ok(()), Err(_)) => {
+            Finding::ok(CHECK, format!("{root} can be read, downloads included"))
+        }
     }
 }

@@ -68,7 +68,9 @@ pub fn written(hosts: &Hosts, is_needed: bool, profile: &Profile) -> Finding {
     };
     if ours.is_empty() && edited.is_empty() {
         let seen = match &others[..] {
-            [] => format!("no hosts.toml of ours is in {directory}: containerd does not know of the mirror"),
+            [] => format!(
+                "no hosts.toml of ours is in {directory}: containerd does not know of the mirror"
+            ),
             others => format!(
                 "no hosts.toml of ours is in {directory}, only those of others ({}): containerd does not know of the mirror",
                 some(others)
@@ -89,22 +91,37 @@ pub fn written(hosts: &Hosts, is_needed: bool, profile: &Profile) -> Finding {
     if !missing.is_empty() {
         return Finding::warning(
             CHECK,
-            format!("{directory} names the mirror for {}, and not for {}", some(&ours), some(&missing)),
-            format!("{AGAIN} A file of somebody else's is left alone: remove its directory first, or set prependExisting."),
+            format!(
+                "{directory} names the mirror for {}, and not for {}",
+                some(&ours),
+                some(&missing)
+            ),
+            format!(
+                "{AGAIN} A file of somebody else's is left alone: remove its directory first, or set prependExisting."
+            ),
         );
     }
     if !edited.is_empty() {
         return Finding::warning(
             CHECK,
-            format!("{} in {directory} was edited since it was written, and does not follow what is configured", some(&edited)),
+            format!(
+                "{} in {directory} was edited since it was written, and does not follow what is configured",
+                some(&edited)
+            ),
             format!("Where that is not meant so, remove its directory. {AGAIN}"),
         );
     }
     let beside = match &others[..] {
         [] => String::new(),
-        others => format!("; past it go {}, which somebody else has written", some(others)),
+        others => format!(
+            "; past it go {}, which somebody else has written",
+            some(others)
+        ),
     };
-    Finding::ok(CHECK, format!("{directory} names the mirror for {}{beside}", some(&ours)))
+    Finding::ok(
+        CHECK,
+        format!("{directory} names the mirror for {}{beside}", some(&ours)),
+    )
 }
 
 /// Whether containerd shows who it is: for a stranger nothing is fetched.
@@ -112,7 +129,9 @@ pub fn token(hosts: &Hosts) -> Finding {
     const CHECK: &str = "token";
     let sent = header(hosts, node_token::HEADER);
     match (&hosts.token, sent) {
-        (_, Sent::Nobody) => Finding::skipped(CHECK, "no hosts.toml of ours is there that could have it"),
+        (_, Sent::Nobody) => {
+            Finding::skipped(CHECK, "no hosts.toml of ours is there that could have it")
+        }
         (Err(why), _) => Finding::broken(
             CHECK,
             format!("the node's token cannot be used: {why}"),
@@ -158,16 +177,19 @@ pub fn basic_auth(hosts: &Hosts) -> Finding {
     const CHECK: &str = "basic_auth";
     let sent = header(hosts, &basic_auth::HEADER.to_ascii_lowercase());
     match (&hosts.basic_auth, sent) {
-        (_, Sent::Nobody) => Finding::skipped(CHECK, "no hosts.toml of ours is there that could have it"),
+        (_, Sent::Nobody) => {
+            Finding::skipped(CHECK, "no hosts.toml of ours is there that could have it")
+        }
         (Err(why), _) => Finding::broken(
             CHECK,
             format!("the Secret cannot be used: {why}"),
             "Give it both keys, username and password.",
         ),
         (Ok(None), _) => Finding::ok(CHECK, "nobody is asked for a user name and a password"),
-        (Ok(Some(wanted)), Sent::All(Some(sent))) if sent == wanted => {
-            Finding::ok(CHECK, "containerd sends the user name and the password of the Secret")
-        }
+        (Ok(Some(wanted)), Sent::All(Some(sent))) if sent == wanted => Finding::ok(
+            CHECK,
+            "containerd sends the user name and the password of the Secret",
+        ),
         (Ok(Some(_)), _) => Finding::broken(
             CHECK,
             "containerd does not send the user name and the password of the Secret: it is answered 401 once the Secret's \
@@ -215,7 +237,10 @@ pub fn version(hosts: &Hosts) -> Finding {
         Some(fit) => Some((found, fit)),
     });
     match misfit {
-        None => Finding::ok(CHECK, format!("hosts.toml is as containerd {version} needs it")),
+        None => Finding::ok(
+            CHECK,
+            format!("hosts.toml is as containerd {version} needs it"),
+        ),
         Some((found, Fit::TooFew(url))) => Finding::warning(
             CHECK,
             format!(
@@ -245,7 +270,10 @@ pub fn version(hosts: &Hosts) -> Finding {
 pub fn ports(ports: &[Port], live: Result<&Live, &Silence>) -> Finding {
     const CHECK: &str = "port";
     if ports.is_empty() {
-        return Finding::skipped(CHECK, "hosts.toml names no address of ours that could be asked");
+        return Finding::skipped(
+            CHECK,
+            "hosts.toml names no address of ours that could be asked",
+        );
     }
     let asked = live.is_ok_and(|live| live.observed.requests > 0);
     for Port { url, answer } in ports {
@@ -264,7 +292,9 @@ pub fn ports(ports: &[Port], live: Result<&Live, &Silence>) -> Finding {
             Ok(Served::Unauthorized) => {
                 return Finding::broken(
                     CHECK,
-                    format!("{url} does not take the user name and the password that hosts.toml has"),
+                    format!(
+                        "{url} does not take the user name and the password that hosts.toml has"
+                    ),
                     AGAIN,
                 );
             }
@@ -279,7 +309,9 @@ pub fn ports(ports: &[Port], live: Result<&Live, &Silence>) -> Finding {
             Err(why) if asked => {
                 return Finding::ok(
                     CHECK,
-                    format!("{url} cannot be reached from here ({why}), but containerd reaches it: it has asked"),
+                    format!(
+                        "{url} cannot be reached from here ({why}), but containerd reaches it: it has asked"
+                    ),
                 );
             }
             Err(why) => {
@@ -288,5 +320,8 @@ pub fn ports(ports: &[Port], live: Result<&Live, &Silence>) -> Finding {
         }
     }
     let urls: Vec<&str> = ports.iter().map(|port| port.url.as_str()).collect();
-    Finding::ok(CHECK, format!("the mirror answers at {}, and is ready", some(&urls)))
+    Finding::ok(
+        CHECK,
+        format!("the mirror answers at {}, and is ready", some(&urls)),
+    )
 }

@@ -40,7 +40,10 @@ pub fn known(names: &[Name], live: Result<&Live, &Silence>) -> Finding {
     let named: usize = named.sum();
     match (peers.known, named) {
         // One of them is this node.
-        (0, 0 | 1) => Finding::ok(CHECK, "no other node is known, and none is named: this one is alone"),
+        (0, 0 | 1) => Finding::ok(
+            CHECK,
+            "no other node is known, and none is named: this one is alone",
+        ),
         (0, named) => Finding::broken(
             CHECK,
             format!("no other node is known, though {named} addresses are named"),
@@ -49,7 +52,10 @@ pub fn known(names: &[Name], live: Result<&Live, &Silence>) -> Finding {
         ),
         (known, _) => Finding::ok(
             CHECK,
-            format!("{known} other nodes are known, {} connected", peers.connected),
+            format!(
+                "other nodes known: {known}, connected now: {}",
+                peers.connected
+            ),
         ),
     }
 }
@@ -62,8 +68,13 @@ pub fn delivery(live: Result<&Live, &Silence>) -> Finding {
         Err(silence) => return Finding::skipped(CHECK, silence.to_string()),
     };
     match delivery {
-        None => Finding::skipped(CHECK, "nothing was asked of other nodes, which costs traffic"),
-        Some(Delivery::NothingHere) => Finding::skipped(CHECK, "this node has no image that others could have, too"),
+        None => Finding::skipped(
+            CHECK,
+            "nothing was asked of other nodes, which costs traffic",
+        ),
+        Some(Delivery::NothingHere) => {
+            Finding::skipped(CHECK, "this node has no image that others could have, too")
+        }
         Some(Delivery::NothingShared { asked }) => Finding::skipped(
             CHECK,
             format!("no other node says that it has any of {asked} manifests that are here"),

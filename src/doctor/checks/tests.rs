@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::all;
 use super::Facts;
+use super::all;
 use crate::content::containerd::told::Cri;
 use crate::doctor::facts::{Containerd, Content, Hosts, Name, Port, Sample, Served};
 use crate::doctor::live::{Delivery, Live, Observed, Peers, Silence};
@@ -202,65 +202,180 @@ fn what_containerd_is_and_does() {
         })
     };
     run(vec![
-        case(healthy(), ("socket", Broken), ("no such file", "peili.containerdSock"), |f| {
-            containerd(f).version = Err("no such file".into());
-        }),
-        case(healthy(), ("socket", Broken), ("refused", "socket_mount"), |f| {
-            containerd(f).version = Err("refused".into());
-            containerd(f).socket_mount = mount("/c.sock//deleted");
-        }),
-        case(healthy(), ("socket_mount", Warning), ("dead once containerd restarts", "Mount /run/containerd instead"), |f| {
-            containerd(f).socket_mount = mount("/c.sock");
-        }),
-        case(healthy(), ("socket_mount", Broken), ("is gone", "Mount /run/containerd instead"), |f| {
-            containerd(f).socket_mount = mount("/c.sock//deleted");
-        }),
+        case(
+            healthy(),
+            ("socket", Broken),
+            ("no such file", "peili.containerdSock"),
+            |f| {
+                containerd(f).version = Err("no such file".into());
+            },
+        ),
+        case(
+            healthy(),
+            ("socket", Broken),
+            ("refused", "socket_mount"),
+            |f| {
+                containerd(f).version = Err("refused".into());
+                containerd(f).socket_mount = mount("/c.sock//deleted");
+            },
+        ),
+        case(
+            healthy(),
+            ("socket_mount", Warning),
+            (
+                "dead once containerd restarts",
+                "Mount /run/containerd instead",
+            ),
+            |f| {
+                containerd(f).socket_mount = mount("/c.sock");
+            },
+        ),
+        case(
+            healthy(),
+            ("socket_mount", Broken),
+            ("is gone", "Mount /run/containerd instead"),
+            |f| {
+                containerd(f).socket_mount = mount("/c.sock//deleted");
+            },
+        ),
         // By containerd's own word.
-        case(healthy(), ("config_path", Broken), ("reads no directory", "[plugins.\"io.containerd.grpc.v1.cri\".registry]\n    config_path = \"/etc/containerd/certs.d\""), |f| {
-            containerd(f).cri = cri("", false);
-        }),
-        case(healthy(), ("config_path", Broken), ("reads /elsewhere,", "/etc/containerd/config.toml"), |f| {
-            containerd(f).cri = cri("/elsewhere", false);
-        }),
-        case(healthy(), ("layers", Broken), ("by its own word", "discard_unpacked_layers = false"), |f| {
-            containerd(f).cri = cri("/etc/containerd/certs.d", true);
-        }),
-        case(healthy(), ("layers", Warning), ("2 of 20 images", "Pull them again"), |f| {
-            observed(f).without_layers = 2;
-        }),
+        case(
+            healthy(),
+            ("config_path", Broken),
+            (
+                "reads no directory",
+                "[plugins.\"io.containerd.grpc.v1.cri\".registry]\n    config_path = \"/etc/containerd/certs.d\"",
+            ),
+            |f| {
+                containerd(f).cri = cri("", false);
+            },
+        ),
+        case(
+            healthy(),
+            ("config_path", Broken),
+            ("reads /elsewhere,", "/etc/containerd/config.toml"),
+            |f| {
+                containerd(f).cri = cri("/elsewhere", false);
+            },
+        ),
+        case(
+            healthy(),
+            ("layers", Broken),
+            ("by its own word", "discard_unpacked_layers = false"),
+            |f| {
+                containerd(f).cri = cri("/etc/containerd/certs.d", true);
+            },
+        ),
+        case(
+            healthy(),
+            ("layers", Warning),
+            ("2 of 20 images", "Pull them again"),
+            |f| {
+                observed(f).without_layers = 2;
+            },
+        ),
         case(healthy(), ("layers", Good), ("own word", ""), silent),
         // By what is seen.
-        case(healthy_2(), ("config_path", Skipped), ("pulled nothing", ""), |f| {
-            *observed(f) = Observed::default();
-        }),
-        case(healthy_2(), ("config_path", Broken), ("pulled a.test/app:v1", "[plugins.\"io.containerd.cri.v1.images\".registry]"), |f| {
-            *observed(f) = Observed { pulls: 2, pulls_past_us: 2, past_us: Some("a.test/app:v1".into()), ..Observed::default() };
-        }),
-        case(healthy_2(), ("config_path", Warning), ("last 2 pulls", "ctr"), |f| {
-            observed(f).pulls_past_us = 2;
-        }),
-        case(healthy_2(), ("config_path", Skipped), ("not running", ""), silent),
-        case(healthy_2(), ("layers", Broken), ("20 of 20 images are here without their layers, such as a.test/app:v1", "[plugins.\"io.containerd.cri.v1.images\"]\n    discard_unpacked_layers = false"), |f| {
-            observed(f).without_layers = 20;
-            observed(f).without = Some("a.test/app:v1".into());
-        }),
-        case(healthy_2(), ("layers", Warning), ("1 of 20 images", "discard_unpacked_layers"), |f| {
-            observed(f).without_layers = 1;
-        }),
-        case(healthy_2(), ("layers", Skipped), ("no image here", ""), |f| {
-            *observed(f) = Observed::default();
-        }),
-        case(healthy_2(), ("layers", Skipped), ("not running", ""), silent),
+        case(
+            healthy_2(),
+            ("config_path", Skipped),
+            ("pulled nothing", ""),
+            |f| {
+                *observed(f) = Observed::default();
+            },
+        ),
+        case(
+            healthy_2(),
+            ("config_path", Broken),
+            (
+                "pulled a.test/app:v1",
+                "[plugins.\"io.containerd.cri.v1.images\".registry]",
+            ),
+            |f| {
+                *observed(f) = Observed {
+                    pulls: 2,
+                    pulls_past_us: 2,
+                    past_us: Some("a.test/app:v1".into()),
+                    ..Observed::default()
+                };
+            },
+        ),
+        case(
+            healthy_2(),
+            ("config_path", Warning),
+            ("last 2 pulls", "ctr"),
+            |f| {
+                observed(f).pulls_past_us = 2;
+            },
+        ),
+        case(
+            healthy_2(),
+            ("config_path", Skipped),
+            ("not running", ""),
+            silent,
+        ),
+        case(
+            healthy_2(),
+            ("layers", Broken),
+            (
+                "20 of 20 images are here without their layers, such as a.test/app:v1",
+                "[plugins.\"io.containerd.cri.v1.images\"]\n    discard_unpacked_layers = false",
+            ),
+            |f| {
+                observed(f).without_layers = 20;
+                observed(f).without = Some("a.test/app:v1".into());
+            },
+        ),
+        case(
+            healthy_2(),
+            ("layers", Warning),
+            ("1 of 20 images", "discard_unpacked_layers"),
+            |f| {
+                observed(f).without_layers = 1;
+            },
+        ),
+        case(
+            healthy_2(),
+            ("layers", Skipped),
+            ("no image here", ""),
+            |f| {
+                *observed(f) = Observed::default();
+            },
+        ),
+        case(
+            healthy_2(),
+            ("layers", Skipped),
+            ("not running", ""),
+            silent,
+        ),
         // What is on the disk.
-        case(healthy(), ("content", Warning), ("through containerd's socket", "read-only"), |f| {
-            containerd(f).content.blobs = Err("Permission denied".into());
-        }),
-        case(healthy(), ("content", Warning), ("still writing cannot", "containerdContentPath"), |f| {
-            containerd(f).content.ingest = Err("Permission denied".into());
-        }),
-        case(healthy(), ("content", Broken), ("another content store's", "/var/lib/containerd/"), |f| {
-            containerd(f).content.sample = Ok(Sample { named: 20, found: 0 });
-        }),
+        case(
+            healthy(),
+            ("content", Warning),
+            ("through containerd's socket", "read-only"),
+            |f| {
+                containerd(f).content.blobs = Err("Permission denied".into());
+            },
+        ),
+        case(
+            healthy(),
+            ("content", Warning),
+            ("still writing cannot", "containerdContentPath"),
+            |f| {
+                containerd(f).content.ingest = Err("Permission denied".into());
+            },
+        ),
+        case(
+            healthy(),
+            ("content", Broken),
+            ("another content store's", "/var/lib/containerd/"),
+            |f| {
+                containerd(f).content.sample = Ok(Sample {
+                    named: 20,
+                    found: 0,
+                });
+            },
+        ),
         case(healthy(), ("content", Good), ("can be read", ""), |f| {
             containerd(f).content.sample = Ok(Sample::default());
         }),
@@ -268,11 +383,18 @@ fn what_containerd_is_and_does() {
             containerd(f).content.root = Err("silent".into());
         }),
         // No containerd is needed, and what it would read is nobody's fault.
-        case(healthy(), ("socket", Skipped), ("oci-layout", ""), |f| f.containerd = None),
-        case(healthy(), ("hosts_toml", Skipped), ("no hosts.toml", ""), |f| {
-            f.containerd = None;
-            f.hosts.files = Ok(Vec::new());
+        case(healthy(), ("socket", Skipped), ("oci-layout", ""), |f| {
+            f.containerd = None
         }),
+        case(
+            healthy(),
+            ("hosts_toml", Skipped),
+            ("no hosts.toml", ""),
+            |f| {
+                f.containerd = None;
+                f.hosts.files = Ok(Vec::new());
+            },
+        ),
     ]);
 }
 
@@ -280,60 +402,154 @@ fn what_containerd_is_and_does() {
 fn what_containerd_reads() {
     use State::{Broken, Ok as Good, Skipped, Warning};
     run(vec![
-        case(healthy(), ("hosts_toml", Broken), ("does not know of the mirror", "Restart this pod"), |f| {
-            f.hosts.files = Ok(Vec::new());
-        }),
-        case(healthy(), ("hosts_toml", Broken), ("those of others (ghcr.io)", "Restart"), |f| {
-            f.hosts.files = Ok(vec![theirs(Whose::Others)]);
-        }),
-        case(healthy(), ("hosts_toml", Broken), ("cannot be read: denied", "containerdRegistryConfigPath"), |f| {
-            f.hosts.files = Err("denied".into());
-        }),
-        case(healthy(), ("hosts_toml", Good), ("past it go ghcr.io", ""), |f| {
-            f.hosts.files.as_mut().unwrap().push(theirs(Whose::Others));
-        }),
-        case(healthy(), ("hosts_toml", Warning), ("ghcr.io in /etc/containerd/certs.d was edited", "remove its directory"), |f| {
-            f.hosts.files.as_mut().unwrap().push(theirs(Whose::Edited));
-        }),
-        case(healthy(), ("hosts_toml", Warning), ("cannot be read", "permissions"), |f| {
-            f.hosts.files.as_mut().unwrap().push(theirs(Whose::Unreadable("denied".into())));
-        }),
-        case(healthy(), ("hosts_toml", Warning), ("and not for docker.io", "left alone"), |f| {
-            f.hosts.wanted = vec!["_default".into(), "docker.io".into()];
-        }),
-        case(healthy(), ("token", Broken), ("sends no token", "--data-dir"), |f| {
-            f.hosts.files = Ok(vec![ours(&[], Fit::Suits)]);
-        }),
-        case(healthy(), ("token", Broken), ("another token", "--data-dir"), |f| {
-            f.hosts.token = Ok(Some("4567".into()));
-        }),
-        case(healthy(), ("token", Broken), ("for some registries", "Restart"), |f| {
-            f.hosts.files.as_mut().unwrap().push(ours(&[], Fit::Suits));
-        }),
-        case(healthy(), ("token", Broken), ("and there is none", "--data-dir"), |f| {
-            f.hosts.token = Ok(None);
-            f.hosts.requires_token = true;
-        }),
-        case(healthy(), ("token", Warning), ("knows of none", "peili registry"), |f| f.hosts.token = Ok(None)),
+        case(
+            healthy(),
+            ("hosts_toml", Broken),
+            ("does not know of the mirror", "Restart this pod"),
+            |f| {
+                f.hosts.files = Ok(Vec::new());
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_toml", Broken),
+            ("those of others (ghcr.io)", "Restart"),
+            |f| {
+                f.hosts.files = Ok(vec![theirs(Whose::Others)]);
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_toml", Broken),
+            ("cannot be read: denied", "containerdRegistryConfigPath"),
+            |f| {
+                f.hosts.files = Err("denied".into());
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_toml", Good),
+            ("past it go ghcr.io", ""),
+            |f| {
+                f.hosts.files.as_mut().unwrap().push(theirs(Whose::Others));
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_toml", Warning),
+            (
+                "ghcr.io in /etc/containerd/certs.d was edited",
+                "remove its directory",
+            ),
+            |f| {
+                f.hosts.files.as_mut().unwrap().push(theirs(Whose::Edited));
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_toml", Warning),
+            ("cannot be read", "permissions"),
+            |f| {
+                f.hosts
+                    .files
+                    .as_mut()
+                    .unwrap()
+                    .push(theirs(Whose::Unreadable("denied".into())));
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_toml", Warning),
+            ("and not for docker.io", "left alone"),
+            |f| {
+                f.hosts.wanted = vec!["_default".into(), "docker.io".into()];
+            },
+        ),
+        case(
+            healthy(),
+            ("token", Broken),
+            ("sends no token", "--data-dir"),
+            |f| {
+                f.hosts.files = Ok(vec![ours(&[], Fit::Suits)]);
+            },
+        ),
+        case(
+            healthy(),
+            ("token", Broken),
+            ("another token", "--data-dir"),
+            |f| {
+                f.hosts.token = Ok(Some("4567".into()));
+            },
+        ),
+        case(
+            healthy(),
+            ("token", Broken),
+            ("for some registries", "Restart"),
+            |f| {
+                f.hosts.files.as_mut().unwrap().push(ours(&[], Fit::Suits));
+            },
+        ),
+        case(
+            healthy(),
+            ("token", Broken),
+            ("and there is none", "--data-dir"),
+            |f| {
+                f.hosts.token = Ok(None);
+                f.hosts.requires_token = true;
+            },
+        ),
+        case(
+            healthy(),
+            ("token", Warning),
+            ("knows of none", "peili registry"),
+            |f| f.hosts.token = Ok(None),
+        ),
         case(healthy(), ("token", Good), ("whoever reaches", ""), |f| {
             f.hosts.token = Ok(None);
             f.hosts.files = Ok(vec![ours(&[], Fit::Suits)]);
         }),
-        case(healthy(), ("token", Skipped), ("no hosts.toml", ""), |f| f.hosts.files = Ok(Vec::new())),
-        case(healthy(), ("basic_auth", Broken), ("does not send the user name", "Restart"), |f| {
-            f.hosts.basic_auth = Ok(Some("Basic AAAA".into()));
+        case(healthy(), ("token", Skipped), ("no hosts.toml", ""), |f| {
+            f.hosts.files = Ok(Vec::new())
         }),
-        case(healthy(), ("basic_auth", Good), ("sends the user name", ""), |f| {
-            f.hosts.basic_auth = Ok(Some("Basic AAAA".into()));
-            f.hosts.files = Ok(vec![ours(&[("authorization", "Basic AAAA")], Fit::Suits)]);
-        }),
-        case(healthy(), ("hosts_version", Warning), ("not repeated", "Restart"), |f| {
-            f.hosts.files = Ok(vec![ours(&[], Fit::TooFew(URL.into()))]);
-        }),
-        case(healthy(), ("hosts_version", Warning), ("helps nobody", "Restart"), |f| {
-            f.hosts.files = Ok(vec![ours(&[], Fit::TooMany(URL.into()))]);
-        }),
-        case(healthy(), ("hosts_version", Skipped), ("not known", ""), |f| f.hosts.version = None),
+        case(
+            healthy(),
+            ("basic_auth", Broken),
+            ("does not send the user name", "Restart"),
+            |f| {
+                f.hosts.basic_auth = Ok(Some("Basic AAAA".into()));
+            },
+        ),
+        case(
+            healthy(),
+            ("basic_auth", Good),
+            ("sends the user name", ""),
+            |f| {
+                f.hosts.basic_auth = Ok(Some("Basic AAAA".into()));
+                f.hosts.files = Ok(vec![ours(&[("authorization", "Basic AAAA")], Fit::Suits)]);
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_version", Warning),
+            ("not repeated", "Restart"),
+            |f| {
+                f.hosts.files = Ok(vec![ours(&[], Fit::TooFew(URL.into()))]);
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_version", Warning),
+            ("helps nobody", "Restart"),
+            |f| {
+                f.hosts.files = Ok(vec![ours(&[], Fit::TooMany(URL.into()))]);
+            },
+        ),
+        case(
+            healthy(),
+            ("hosts_version", Skipped),
+            ("not known", ""),
+            |f| f.hosts.version = None,
+        ),
     ]);
 }
 
@@ -355,55 +571,134 @@ fn the_port_and_the_others() {
     };
     let alone = |f: &mut Facts| f.live.as_mut().unwrap().peers = Peers::default();
     run(vec![
-        case(healthy(), ("port", Broken), ("nobody answers at http://192.0.2.7:30020: refused", "nodePort"), |f| {
-            f.ports = port(Err("refused".into()));
-            observed(f).requests = 0;
+        case(
+            healthy(),
+            ("port", Broken),
+            (
+                "nobody answers at http://192.0.2.7:30020: refused",
+                "nodePort",
+            ),
+            |f| {
+                f.ports = port(Err("refused".into()));
+                observed(f).requests = 0;
+            },
+        ),
+        case(
+            healthy(),
+            ("port", Good),
+            ("but containerd reaches it", ""),
+            |f| f.ports = port(Err("refused".into())),
+        ),
+        case(
+            healthy(),
+            ("port", Warning),
+            ("not ready: awaiting content", "quick 404"),
+            |f| {
+                f.ports = port(Ok(Served::NotReady("awaiting content".into())));
+            },
+        ),
+        case(
+            healthy(),
+            ("port", Broken),
+            ("no Peili", "Another program"),
+            |f| {
+                f.ports = port(Ok(Served::Other("SSH".into())));
+            },
+        ),
+        case(healthy(), ("port", Broken), ("user name", "Restart"), |f| {
+            f.ports = port(Ok(Served::Unauthorized))
         }),
-        case(healthy(), ("port", Good), ("but containerd reaches it", ""), |f| f.ports = port(Err("refused".into()))),
-        case(healthy(), ("port", Warning), ("not ready: awaiting content", "quick 404"), |f| {
-            f.ports = port(Ok(Served::NotReady("awaiting content".into())));
+        case(healthy(), ("port", Skipped), ("no address", ""), |f| {
+            f.ports.clear()
         }),
-        case(healthy(), ("port", Broken), ("no Peili", "Another program"), |f| {
-            f.ports = port(Ok(Served::Other("SSH".into())));
-        }),
-        case(healthy(), ("port", Broken), ("user name", "Restart"), |f| f.ports = port(Ok(Served::Unauthorized))),
-        case(healthy(), ("port", Skipped), ("no address", ""), |f| f.ports.clear()),
-        case(healthy(), ("bootstrap", Warning), ("leads nowhere: no such name", "endpointslices"), |f| {
-            f.bootstrap = names(&[Err("no such name")]);
-        }),
-        case(healthy(), ("bootstrap", Broken), ("leads nowhere", "endpointslices"), |f| {
-            f.bootstrap = names(&[Err("no such name")]);
-            alone(f);
-        }),
-        case(healthy(), ("bootstrap", Broken), ("leads to nobody", "endpointslices"), |f| {
-            f.bootstrap = names(&[Ok(0)]);
-            alone(f);
-        }),
-        case(healthy(), ("bootstrap", Warning), ("leads to 3 addresses; peers.test. leads to nobody", "headless"), |f| {
-            f.bootstrap = names(&[Ok(3), Ok(0)]);
-        }),
-        case(healthy(), ("peers", Broken), ("though 5 addresses are named", "NetworkPolicy"), alone),
+        case(
+            healthy(),
+            ("bootstrap", Warning),
+            ("leads nowhere: no such name", "endpointslices"),
+            |f| {
+                f.bootstrap = names(&[Err("no such name")]);
+            },
+        ),
+        case(
+            healthy(),
+            ("bootstrap", Broken),
+            ("leads nowhere", "endpointslices"),
+            |f| {
+                f.bootstrap = names(&[Err("no such name")]);
+                alone(f);
+            },
+        ),
+        case(
+            healthy(),
+            ("bootstrap", Broken),
+            ("leads to nobody", "endpointslices"),
+            |f| {
+                f.bootstrap = names(&[Ok(0)]);
+                alone(f);
+            },
+        ),
+        case(
+            healthy(),
+            ("bootstrap", Warning),
+            (
+                "leads to 3 addresses; peers.test. leads to nobody",
+                "headless",
+            ),
+            |f| {
+                f.bootstrap = names(&[Ok(3), Ok(0)]);
+            },
+        ),
+        case(
+            healthy(),
+            ("peers", Broken),
+            ("though 5 addresses are named", "NetworkPolicy"),
+            alone,
+        ),
         case(healthy(), ("peers", Good), ("alone", ""), |f| {
             f.bootstrap = names(&[Ok(1)]);
             alone(f);
         }),
-        case(healthy(), ("daemon", Broken), ("not running: refused", "--metrics-addr"), |f| {
-            f.live = Err(Silence::NotRunning("refused".into()));
+        case(
+            healthy(),
+            ("daemon", Broken),
+            ("not running: refused", "--metrics-addr"),
+            |f| {
+                f.live = Err(Silence::NotRunning("refused".into()));
+            },
+        ),
+        case(healthy(), ("daemon", Skipped), ("page is off", ""), |f| {
+            f.live = Err(Silence::Off)
         }),
-        case(healthy(), ("daemon", Skipped), ("page is off", ""), |f| f.live = Err(Silence::Off)),
-        case(healthy(), ("daemon", Warning), ("awaits content: x", "quick 404"), |f| {
-            f.live.as_mut().unwrap().awaited = vec!["content: x".into()];
+        case(
+            healthy(),
+            ("daemon", Warning),
+            ("awaits content: x", "quick 404"),
+            |f| {
+                f.live.as_mut().unwrap().awaited = vec!["content: x".into()];
+            },
+        ),
+        case(
+            healthy(),
+            ("delivery", Broken),
+            ("does not deliver it: refused", "5000"),
+            |f| {
+                f.live.as_mut().unwrap().delivery = Some(Delivery::Failed {
+                    digest: "sha256:00".into(),
+                    peer: "192.0.2.8:5000".into(),
+                    why: "refused".into(),
+                });
+            },
+        ),
+        case(
+            healthy(),
+            ("delivery", Skipped),
+            ("any of 7 manifests", ""),
+            |f| {
+                f.live.as_mut().unwrap().delivery = Some(Delivery::NothingShared { asked: 7 });
+            },
+        ),
+        case(healthy(), ("delivery", Skipped), ("page is off", ""), |f| {
+            f.live = Err(Silence::Off)
         }),
-        case(healthy(), ("delivery", Broken), ("does not deliver it: refused", "5000"), |f| {
-            f.live.as_mut().unwrap().delivery = Some(Delivery::Failed {
-                digest: "sha256:00".into(),
-                peer: "192.0.2.8:5000".into(),
-                why: "refused".into(),
-            });
-        }),
-        case(healthy(), ("delivery", Skipped), ("any of 7 manifests", ""), |f| {
-            f.live.as_mut().unwrap().delivery = Some(Delivery::NothingShared { asked: 7 });
-        }),
-        case(healthy(), ("delivery", Skipped), ("page is off", ""), |f| f.live = Err(Silence::Off)),
     ]);
 }
