@@ -19,8 +19,8 @@
 //!   hosts, inflight  kad   │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: basic_auth, finding, http_get, metrics, node_token, private_file, readiness, regular_file, server, shutdown,
-//!      telemetry, tls
+//!    beside the stack: basic_auth, finding, http_get, metrics, node_token, private_file, readiness, regular_file, server,
+//!      shutdown, telemetry, tls
 //! ```
 //!
 //! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and

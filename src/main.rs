@@ -235,7 +235,8 @@ fn doctor_config(config: &config::Registry) -> doctor::Config {
         requires_token: config.require_node_token,
         basic_auth_dir: config.basic_auth_dir.clone(),
         registries: named
-            .filter_map(|r| r.host().is_some().then(|| r.directory().to_string()))
+            .filter(|registry| registry.host().is_some())
+            .map(|registry| registry.directory().to_string())
             .collect(),
         bootstrap: bootstrap(config),
         node_ips: config.node_ips.clone(),

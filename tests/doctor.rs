@@ -5,10 +5,12 @@
 mod lab;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use lab::loopback::Loopback;
 use lab::process::eventually;
 use lab::{Image, ImageSpec, Lab, Node, NodeOptions, PeiliOptions, lab_or_skip};
 use serde_json::Value;
@@ -456,4 +458,72 @@ async fn a_socket_that_is_mounted_as_a_file_is_told_before_and_after_containerd_
         "{:#}",
         then.finding("socket")
     );
+}
+
+/// Without root and without a containerd: two nodes with a directory each.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_without_containerd_are_asked_for_what_they_have() {
+    let peili = Path::new(env!("CARGO_BIN_EXE_peili"));
+    let cluster = Loopback::new(2).unwrap();
+    let [one, two] = cluster.nodes() else {
+        panic!("two nodes")
+    };
+    let images = cluster.folder("images").unwrap();
+    let spec = ImageSpec::new("test/app:v1").layers([MIB]);
+    let image = spec.build("registry.test:5000", &images).unwrap();
+    for node in [one, two] {
+        node.layout().add(&image).unwrap();
+    }
+    let peers = [one, two].map(|node| {
+        let at = node.router();
+        format!("/ip4/{}/tcp/{}", at.ip(), at.port())
+    });
+    let doctor = async |metrics: SocketAddr| {
+        let told = two.command(peili, "doctor", &peers);
+        let mut command = tokio::process::Command::new(peili);
+        let own = two.metrics().to_string();
+        for arg in told.get_args() {
+            match arg == own.as_str() {
+                true => command.arg(metrics.to_string()),
+                false => command.arg(arg),
+            };
+        }
+        command.args(["--format", "json"]);
+        let out = command.stdin(Stdio::null()).output().await.unwrap();
+        let report = serde_json::from_slice(&out.stdout);
+        Said {
+            code: out.status.code().unwrap(),
+            report: report.unwrap_or_else(|e| panic!("{e}: {out:?}")),
+        }
+    };
+
+    let before = doctor(two.metrics()).await;
+    before.must_say("daemon", "broken", "not running", "peili registry");
+    assert_eq!(before.code, 2);
+
+    cluster.start(peili).await.unwrap();
+    let mut last = None;
+    eventually("a delivery", AT_ALL, async || {
+        let said = doctor(two.metrics()).await;
+        let is_delivered = said.state("delivery") == "ok";
+        last = Some(said);
+        Ok(is_delivered.then_some(()))
+    })
+    .await
+    .unwrap();
+    let said = last.unwrap();
+    assert_eq!(said.code, 0, "{:#}", said.report);
+    for (check, state) in [
+        ("socket", "skipped"),
+        ("hosts_toml", "skipped"),
+        ("daemon", "ok"),
+        ("bootstrap", "ok"),
+        ("peers", "ok"),
+    ] {
+        assert_eq!(said.state(check), state, "{:#}", said.report);
+    }
+
+    // Somebody who is no daemon's metrics port: a registry's.
+    let said = doctor(one.registry()).await;
+    said.must_say("daemon", "warning", "is answered 405", "--metrics-addr");
 }

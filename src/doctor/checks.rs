@@ -33,11 +33,9 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
             "this node's content is a directory (--store=oci-layout), and no containerd is asked",
         )),
     }
-    findings.push(hosts::written(
-        &facts.hosts,
-        facts.containerd.is_some(),
-        profile,
-    ));
+    let has_asked = live.is_ok_and(|live| live.observed.requests > 0);
+    let is_needed = facts.containerd.is_some();
+    findings.push(hosts::written(&facts.hosts, is_needed, has_asked, profile));
     findings.push(hosts::token(&facts.hosts));
     findings.push(hosts::basic_auth(&facts.hosts));
     findings.push(hosts::version(&facts.hosts));

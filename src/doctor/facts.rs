@@ -37,6 +37,8 @@ pub struct Containerd {
 pub struct Content {
     /// Named by an option, or else by containerd.
     pub root: Answer<PathBuf>,
+    /// There is no such directory. A new node's containerd makes it with its first blob (1.7 and 2.x).
+    pub is_absent: bool,
     /// Why `blobs` cannot be listed.
     pub blobs: Answer<()>,
     pub ingest: Answer<()>,

@@ -1,7 +1,7 @@
 //! Collects the facts. Everything is asked side by side, and nothing is waited for longer than a few seconds.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
@@ -127,19 +127,24 @@ async fn containerd(config: &containerd::Config, mounts: &[Mount]) -> Containerd
             blobs: Err(failed),
         }
     });
-    let root = match &config.content_path {
+    let root: Answer<PathBuf> = match &config.content_path {
         Some(path) => Ok(path.clone()),
         None => told.root.map_err(words),
     };
     let content = match &root {
         Ok(path) => {
             let (path, blobs) = (path.clone(), told.blobs.map_err(words));
-            let seen = on_disk("content", move || Ok(content(&path, blobs))).await;
-            seen.unwrap_or_else(|why| (Err(why.clone()), Err(why.clone()), Err(why)))
+            on_disk("content", move || Ok(content(path, blobs))).await
         }
-        Err(why) => (Err(why.clone()), Err(why.clone()), Err(why.clone())),
+        Err(why) => Err(why.clone()),
     };
-    let (blobs, ingest, sample) = content;
+    let content = content.unwrap_or_else(|why| Content {
+        root,
+        is_absent: false,
+        blobs: Err(why.clone()),
+        ingest: Err(why.clone()),
+        sample: Err(why),
+    });
     // As the path may lead through links (/var/run), it is looked for as it is written and as it is.
     let real = std::fs::canonicalize(config.socket.parent().unwrap_or(Path::new("/")));
     let real = real
@@ -152,17 +157,12 @@ async fn containerd(config: &containerd::Config, mounts: &[Mount]) -> Containerd
         version: told.version.map_err(words),
         socket_mount: mount.cloned(),
         cri: told.cri.map_err(words),
-        content: Content {
-            root,
-            blobs,
-            ingest,
-            sample,
-        },
+        content,
     }
 }
 
 /// Whether blobs can be listed, whether downloads can, and how many of `named` blobs can be opened.
-fn content(root: &Path, named: Answer<Vec<Digest>>) -> (Answer<()>, Answer<()>, Answer<Sample>) {
+fn content(root: PathBuf, named: Answer<Vec<Digest>>) -> Content {
     // The dot needs the right to pass through a directory, the listing the right to read it: both are used.
     let list = |name: &str| {
         let path = root.join(name);
@@ -187,7 +187,14 @@ fn content(root: &Path, named: Answer<Vec<Digest>>) -> (Answer<()>, Answer<()>, 
             found: named.iter().filter(is_there).count(),
         }
     });
-    (list("blobs"), list("ingest"), sample)
+    let looked = root.symlink_metadata();
+    Content {
+        is_absent: looked.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound),
+        blobs: list("blobs"),
+        ingest: list("ingest"),
+        sample,
+        root: Ok(root),
+    }
 }
 
 async fn hosts(config: &Config, version: Option<Version>) -> Hosts {

@@ -130,6 +130,13 @@ fn name(image: &Image) -> String {
     }
 }
 
+/// Those with a tag first: CRI gives each image a name by its digest, too.
+fn by_name(snapshot: &Snapshot) -> Vec<&Image> {
+    let mut images: Vec<&Image> = snapshot.images.iter().collect();
+    images.sort_by_key(|image| image.tag.is_none());
+    images
+}
+
 /// Which images have come since the start, and whether we were asked for them.
 #[derive(Default)]
 struct Pulls {
@@ -153,7 +160,7 @@ impl Pulls {
         };
         self.judged
             .retain(|manifest| snapshot.blobs.contains(manifest));
-        for image in &snapshot.images {
+        for image in by_name(snapshot) {
             let manifest = &image.manifest;
             if before.contains(manifest) || self.judged.contains(manifest) {
                 continue;
@@ -211,7 +218,7 @@ impl Layers {
         self.listed
             .retain(|digest, _| snapshot.blobs.contains(digest));
         let mut names: HashMap<&Digest, &Image> = HashMap::new();
-        for image in &snapshot.images {
+        for image in by_name(snapshot) {
             names.entry(&image.manifest).or_insert(image);
         }
         let (mut images, mut lacking) = (0, HashMap::new());

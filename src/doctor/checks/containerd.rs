@@ -223,6 +223,10 @@ pub fn content(content: &Content, profile: &Profile) -> Finding {
         }
     };
     match (&content.blobs, &content.ingest, &content.sample) {
+        (_, _, Ok(Sample { named: 0, .. })) if content.is_absent => Finding::skipped(
+            CHECK,
+            format!("{root} is not there yet: containerd has no content"),
+        ),
         // Reading through the socket costs containerd memory and time, and works.
         (Err(why), _, _) => Finding::warning(
             CHECK,

@@ -31,13 +31,22 @@ fn some(names: &[&str]) -> String {
     }
 }
 
-pub fn written(hosts: &Hosts, is_needed: bool, profile: &Profile) -> Finding {
+/// Whether there is a hosts.toml of ours. `has_asked`: containerd has come to us, whatever can be seen from here.
+pub fn written(hosts: &Hosts, is_needed: bool, has_asked: bool, profile: &Profile) -> Finding {
     const CHECK: &str = "hosts_toml";
     let directory = hosts.directory.display();
     let files = match &hosts.files {
         Ok(files) => files,
         Err(why) if !is_needed => {
             return Finding::skipped(CHECK, format!("{directory} cannot be read: {why}"));
+        }
+        Err(why) if has_asked => {
+            return Finding::skipped(
+                CHECK,
+                format!(
+                    "{directory} cannot be read here ({why}), but containerd asks, so it knows of the mirror"
+                ),
+            );
         }
         Err(why) => {
             return Finding::broken(
