@@ -112,6 +112,7 @@ fn healthy() -> Facts {
 /// containerd 2.1, which tells nothing.
 fn healthy_2() -> Facts {
     let mut facts = healthy();
+    facts.hosts.version = Some("v2.1.9".parse().unwrap());
     let containerd = facts.containerd.as_mut().unwrap();
     containerd.version = Ok("v2.1.9".into());
     containerd.cri = Ok(Cri::default());
