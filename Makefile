@@ -35,7 +35,7 @@ test-matrix: deps containerds ## run the tests on real containerds once more, on
 	@for containerd in target/containerds/*/usr/bin/containerd; do \
 		echo "== $$containerd"; \
 		PEILI_TEST_CONTAINERD=$$PWD/$$containerd $(AS_ROOT) cargo test --all-features \
-			--test content --test sharing --test hosts --test policy --test lab_itself --test fresh_node --test chart || exit 1; \
+			--test content --test sharing --test doctor --test hosts --test policy --test lab_itself --test fresh_node --test chart || exit 1; \
 	done
 
 .PHONY: bench
@@ -47,8 +47,9 @@ bench-crowd: deps containerds ## many nodes pull an image at once, measured; CRO
 	$(AS_ROOT) cargo bench --bench crowd -- $(CROWD)
 
 .PHONY: docs
-docs: deps ## write the pages that are made from the program itself: options, metrics, the chart's values
+docs: deps ## write the pages that are made from the program itself: options, findings, metrics, the chart's values
 	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --lib config::page
+	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --lib doctor::checks
 	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --test metrics the_page
 	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --test chart the_readme
 

@@ -142,6 +142,7 @@ async fn node(peer: SocketAddr, digest: &Digest, shutdown: &Shutdown) -> Result<
         metrics: registry::access::Metrics::new(&metrics),
         filter: Arc::default(),
         pulls: Default::default(),
+        heard: Default::default(),
         token: None,
         basic_auth: None,
         uploads: Uploads::new(1),

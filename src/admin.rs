@@ -1,5 +1,6 @@
 //! The other listeners: what Prometheus asks, and what a node asks that knows nobody.
 
+pub mod doctor;
 pub mod id;
 
 use axum::Router;
@@ -22,6 +23,7 @@ pub fn router(metrics: Page) -> Router {
 pub fn handler(path: &str) -> &'static str {
     match path {
         "/metrics" => "metrics",
+        "/debug/api/doctor" => "doctor",
         _ => "other",
     }
 }

@@ -10,10 +10,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::content::ContentStore;
+use crate::content::{ContentStore, Snapshot};
 use crate::oci::Key;
 use crate::oci::filter::Filter;
 use crate::readiness::Guard;
@@ -22,12 +23,13 @@ use selection::Selection;
 
 pub use selection::Pulls;
 
-/// Runs until `stop`, or until the router has ended. `ready` is dropped when the first snapshot has been told.
+/// Runs until `stop`, or until the router has ended. Each snapshot is shown to whoever looks at `seen`, too. `ready` is dropped when the first snapshot has been told.
 pub async fn run(
     store: Arc<dyn ContentStore>,
     router: Arc<dyn Router>,
     filter: Arc<Filter>,
     pulls: Pulls,
+    seen: watch::Sender<Arc<Snapshot>>,
     ready: Guard,
     stop: CancellationToken,
 ) {
@@ -52,6 +54,7 @@ pub async fn run(
             return;
         }
         told = shared;
+        seen.send_replace(Arc::new(held));
         ready.take();
     }
 }

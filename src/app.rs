@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use libp2p::Multiaddr;
 use prometheus::Registry;
 use rand::rngs::StdRng;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -20,6 +20,8 @@ use crate::config::Store;
 use crate::content::ContentStore;
 use crate::content::containerd::Containerd;
 use crate::content::layout::Layout;
+use crate::doctor::examination::Examination;
+use crate::doctor::observe::Observer;
 use crate::inflight::{Inflight, Uplink};
 use crate::metrics::Page;
 use crate::mirror::flight::{self, Flight};
@@ -27,6 +29,7 @@ use crate::mirror::{self, InFlightSharing, Mirror};
 use crate::node_token::NodeToken;
 use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
+use crate::registry::heard::Heard;
 use crate::registry::uploads::Uploads;
 use crate::routing::Router;
 use crate::routing::flight::Flights;
@@ -35,7 +38,7 @@ use crate::routing::messenger::Call;
 use crate::server::{Server, measured};
 use crate::shutdown::Shutdown;
 use crate::tls::CertDir;
-use crate::{admin, advertise, registry};
+use crate::{admin, advertise, doctor, registry};
 
 /// What is cut at the end of the grace period must still reach the other side before the kubelet's SIGKILL turns it
 /// into a reset, and before the pod's network goes, which turns it into silence.
@@ -67,6 +70,8 @@ pub struct Config {
     pub max_uploads: usize,
     /// From SIGTERM to SIGKILL, as the kubelet has it.
     pub grace_period: Duration,
+    /// What is looked at, after the start and for who asks; None: nothing.
+    pub doctor: Option<doctor::Config>,
 }
 
 /// Where `/id` is served.
@@ -102,6 +107,8 @@ pub struct App {
     event_loop: EventLoop,
     calls: mpsc::Receiver<Call>,
     flights: Flights,
+    heard: Heard,
+    examination: Option<Examination>,
     flight: Flight,
     mirror: Mirror,
     filter: Arc<Filter>,
@@ -141,11 +148,13 @@ impl App {
             Some(introduction) => Some(introduction.bind().await?),
             None => None,
         };
+        let mut watched = None;
         let (store, inflight): (Arc<dyn ContentStore>, _) = match config.store {
             Store::Containerd(config) => {
                 let namespace = config.namespace.clone();
                 let containerd = Containerd::new(config, readiness.clone())?;
                 let inflight = Inflight::new(containerd.content_root(), namespace);
+                watched = Some(containerd.clone());
                 (Arc::new(containerd), inflight)
             }
             // Nobody downloads into a layout in a way that others could follow.
@@ -182,6 +191,19 @@ impl App {
             },
             flight::Metrics::new(&metrics),
         );
+        let heard = Heard::default();
+        let filter = Arc::new(config.filter);
+        let examination = config.doctor.map(|doctor| Examination {
+            config: Arc::new(doctor),
+            observer: Observer::new(heard.clone(), &metrics),
+            containerd: watched,
+            snapshots: watch::Sender::default(),
+            routing: routing_metrics.clone(),
+            router: Arc::new(router.clone()),
+            filter: filter.clone(),
+            basic_auth: basic_auth.clone(),
+            readiness: readiness.clone(),
+        });
         let mirror = Mirror::new(
             Arc::new(router.clone()),
             config.mirror,
@@ -198,9 +220,11 @@ impl App {
             event_loop,
             calls,
             flights,
+            heard,
+            examination,
             flight,
             mirror,
-            filter: Arc::new(config.filter),
+            filter,
             token: config.token,
             basic_auth,
             uploads: Uploads::new(config.max_uploads),
@@ -246,6 +270,7 @@ impl App {
                     metrics: self.access,
                     filter: self.filter.clone(),
                     pulls: pulls.clone(),
+                    heard: self.heard,
                     token: self.token.map(Arc::new),
                     basic_auth: self.basic_auth,
                     uploads: self.uploads,
@@ -256,12 +281,17 @@ impl App {
             ),
             shutdown.clone(),
         ));
+        let mut pages = admin::router(self.metrics);
+        let mut snapshots = watch::Sender::default();
+        if let Some(examination) = self.examination {
+            snapshots = examination.snapshots.clone();
+            pages = pages.merge(admin::doctor::router(examination.on_request()));
+            shutdown.spawn(examination.observe(shutdown.drain.clone()));
+            shutdown.spawn(examination.begin(shutdown.drain.clone()));
+        }
         shutdown.spawn(
-            self.admin.run(
-                self.http
-                    .measure(admin::router(self.metrics), admin::handler),
-                shutdown.clone(),
-            ),
+            self.admin
+                .run(self.http.measure(pages, admin::handler), shutdown.clone()),
         );
         if let Some(introduction) = self.introduction {
             let routes = admin::id::router(introduce(swarm.clone()));
@@ -272,6 +302,7 @@ impl App {
             router,
             self.filter,
             pulls,
+            snapshots,
             self.readiness.guard("content"),
             shutdown.drain.clone(),
         ));

@@ -10,8 +10,9 @@ use std::path::Path;
 use serde::Serialize;
 use tracing::{info, warn};
 
-use crate::config::{Configuration, ContainerdVersion, VersionFormat};
+use crate::config::{Configuration, ContainerdVersion, Format};
 use crate::content::containerd;
+use crate::doctor::Report;
 use crate::hosts::{self, Done};
 use crate::{basic_auth, node_token};
 
@@ -155,6 +156,18 @@ fn warn_of(done: &Done) {
     }
 }
 
+/// Tells what was found; the exit code for it.
+pub fn doctor(report: &Report, format: Format, out: &mut impl Write) -> Result<u8, Error> {
+    match format {
+        Format::Text => report.text(out)?,
+        Format::Json => {
+            let line = serde_json::to_string(&report.json()).map_err(io::Error::from)?;
+            writeln!(out, "{line}")?;
+        }
+    }
+    Ok(report.verdict().exit_code())
+}
+
 #[derive(Serialize)]
 struct Version {
     version: &'static str,
@@ -171,10 +184,10 @@ const VERSION: Version = Version {
     rustc: option_env!("PEILI_RUSTC"),
 };
 
-pub fn version(format: VersionFormat, out: &mut impl Write) -> Result<(), Error> {
+pub fn version(format: Format, out: &mut impl Write) -> Result<(), Error> {
     match format {
-        VersionFormat::Text => writeln!(out, "peili {}", VERSION.version)?,
-        VersionFormat::Json => {
+        Format::Text => writeln!(out, "peili {}", VERSION.version)?,
+        Format::Json => {
             let line = serde_json::to_string(&VERSION).map_err(io::Error::from)?;
             writeln!(out, "{line}")?;
         }
@@ -194,8 +207,8 @@ mod tests {
 
     #[test]
     fn the_version_is_told_to_people_and_to_programs() {
-        let text = said(|out| version(VersionFormat::Text, out));
-        let json = said(|out| version(VersionFormat::Json, out));
+        let text = said(|out| version(Format::Text, out));
+        let json = said(|out| version(Format::Json, out));
 
         assert_eq!(text, format!("peili {}\n", env!("CARGO_PKG_VERSION")));
         let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");

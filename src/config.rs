@@ -21,7 +21,7 @@ use libp2p::Multiaddr;
 
 pub use value::ListenAddr;
 
-use options::{RawCleanup, RawCleanupWait, RawCommand, RawConfiguration, RawRegistry};
+use options::{RawCleanup, RawCleanupWait, RawCommand, RawConfiguration, RawDoctor, RawRegistry};
 use reader::{Reader, absolute, domain, duration, list, listen_addr, refuse, zone};
 
 use crate::content::{containerd, layout};
@@ -43,10 +43,11 @@ pub struct CommandLine {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     Registry(Box<Registry>),
+    Doctor(Box<Doctor>),
     Configuration(Configuration),
     Cleanup(Cleanup),
     CleanupWait(CleanupWait),
-    Version(VersionFormat),
+    Version(Format),
 }
 
 /// The daemon.
@@ -80,6 +81,17 @@ pub struct Registry {
     /// Empty: [`default_route_addrs`] are announced.
     pub advertise_addrs: Vec<IpAddr>,
     pub shutdown_grace_period: Duration,
+    /// Where `configuration` writes.
+    pub containerd_registry_config_path: PathBuf,
+    /// Addresses of the node, which a pod in a network of its own learns in no other way.
+    pub node_ips: Vec<IpAddr>,
+}
+
+/// What is looked at, and how it is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Doctor {
+    pub registry: Registry,
+    pub format: Format,
 }
 
 /// What containerd is to be told.
@@ -142,7 +154,7 @@ pub struct CleanupWait {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VersionFormat {
+pub enum Format {
     Text,
     Json,
 }
@@ -187,18 +199,13 @@ where
         RawCommand::Registry(raw) => {
             registry(&mut reader, &raw).map(|r| Command::Registry(Box::new(r)))
         }
+        RawCommand::Doctor(raw) => doctor(&mut reader, &raw).map(|d| Command::Doctor(Box::new(d))),
         RawCommand::Configuration(raw) => {
             configuration(&mut reader, &raw).map(Command::Configuration)
         }
         RawCommand::Cleanup(raw) => cleanup(&mut reader, &raw).map(Command::Cleanup),
         RawCommand::CleanupWait(raw) => cleanup_wait(&mut reader, &raw).map(Command::CleanupWait),
-        RawCommand::Version(raw) => reader
-            .read("format", &raw.format, |text| match text {
-                "text" => Ok(VersionFormat::Text),
-                "json" => Ok(VersionFormat::Json),
-                _ => refuse("is no format", "write text or json"),
-            })
-            .map(Command::Version),
+        RawCommand::Version(raw) => format(&mut reader, &raw.format).map(Command::Version),
     };
     match (log, command) {
         (Some(log), Some(command)) if reader.mistakes.is_empty() => {
@@ -274,6 +281,8 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         &raw.shutdown_grace_period,
         duration,
     );
+    let directory = reader.directory(&raw.directory);
+    let node_ips = node_ips(reader);
 
     let listeners = [
         ("registry-addr", registry_addr),
@@ -316,6 +325,24 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         registry_filters: registry_filters?,
         advertise_addrs,
         shutdown_grace_period: shutdown_grace_period?,
+        containerd_registry_config_path: directory?,
+        node_ips,
+    })
+}
+
+fn doctor(reader: &mut Reader, raw: &RawDoctor) -> Option<Doctor> {
+    let format = format(reader, &raw.format);
+    Some(Doctor {
+        registry: registry(reader, &raw.registry)?,
+        format: format?,
+    })
+}
+
+fn format(reader: &mut Reader, text: &str) -> Option<Format> {
+    reader.read("format", text, |text| match text {
+        "text" => Ok(Format::Text),
+        "json" => Ok(Format::Json),
+        _ => refuse("is no format", "write text or json"),
     })
 }
 

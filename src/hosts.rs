@@ -7,6 +7,7 @@ mod again;
 mod certs_d;
 mod disk;
 mod existing;
+mod found;
 mod mark;
 mod registry;
 mod tags;
@@ -23,6 +24,7 @@ use std::str::FromStr;
 
 pub use again::{Fit, fit};
 pub use certs_d::{Done, Error};
+pub use found::{Found, Mirror, Whose, find};
 pub use registry::{Registry, Server};
 pub use tags::TagResolution;
 pub use target::Targets;

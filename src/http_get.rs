@@ -1,4 +1,5 @@
-//! One small GET over a connection that is there already. The caller bounds its time; its size is bounded here.
+//! One small request without a body over a connection that is there already. The caller bounds its time; its size is
+//! bounded here.
 
 use std::error::Error as _;
 use std::fmt::Write as _;
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, HOST, LOCATION, USER_AGENT};
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
@@ -48,14 +49,32 @@ pub async fn get(
     path: &str,
     limit: usize,
 ) -> Result<Answer, Error> {
+    send(stream, Method::GET, host, path, &[], limit).await
+}
+
+/// The same with another method, and with more headers.
+pub async fn send(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: Method,
+    host: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    limit: usize,
+) -> Result<Answer, Error> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // Ends with this request, whoever gives it up.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    let request = Request::get(path)
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(HOST, host)
         .header(ACCEPT, "*/*")
-        .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")))
+        .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request
         .body(Empty::<Bytes>::new())
         .map_err(|e| Error::Http(e.to_string()))?;
     let response = match sender.send_request(request).await {

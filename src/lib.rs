@@ -8,7 +8,7 @@
 //! ```text
 //!                          main
 //!            ┌──────────────┼───────────────┐
-//!        commands          app            config          PROCESS   may name anything below
+//!        commands  doctor  app            config          PROCESS   may name anything below
 //! ───────────┼──────────────┼─────────────────────────────
 //!            │        registry   admin                     EDGES     HTTP in: containerd, peers, kubelet, Prometheus
 //!            │        ┌──┴───┐
@@ -19,8 +19,8 @@
 //!   hosts, inflight  kad   │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: basic_auth, http_get, metrics, node_token, private_file, readiness, regular_file, server, shutdown,
-//!      telemetry, tls
+//!    beside the stack: basic_auth, finding, http_get, metrics, node_token, private_file, readiness, regular_file, server,
+//!      shutdown, telemetry, tls
 //! ```
 //!
 //! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and
@@ -34,6 +34,8 @@ pub mod basic_auth;
 pub mod commands;
 pub mod config;
 pub mod content;
+pub mod doctor;
+pub mod finding;
 pub mod hosts;
 pub mod http_get;
 pub mod inflight;

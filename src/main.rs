@@ -9,14 +9,16 @@ use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::routing::get;
 use peili::app::{self, App};
-use peili::config::{self, Bootstrap, Cleanup, CleanupWait, Command, CommandLine, ListenAddr};
+use peili::config::{
+    self, Bootstrap, Cleanup, CleanupWait, Command, CommandLine, ListenAddr, Store,
+};
 use peili::node_token::NodeToken;
 use peili::oci::filter::Filter;
 use peili::routing::bootstrap::Domain;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
 use peili::tls::CertDir;
-use peili::{basic_auth, commands, mirror, routing, telemetry};
+use peili::{basic_auth, commands, doctor, mirror, routing, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     let mut out = io::stdout();
     let done = match command {
         Command::Registry(config) => return daemon(*config),
+        Command::Doctor(config) => return doctor(*config),
         Command::Configuration(config) => commands::configuration(&config, &mut out),
         Command::Cleanup(Cleanup {
             containerd_registry_config_path: directory,
@@ -70,6 +73,24 @@ fn daemon(config: config::Registry) -> ExitCode {
     // A read of a disk that hangs cannot be taken back, and must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     exit_code(served)
+}
+
+/// Everything that it asks has a limit; a thread that a disk holds is left behind.
+fn doctor(config: config::Doctor) -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit_code(Err(e).context("runtime")),
+    };
+    let candidates = config.registry.metrics_addr.candidates();
+    let examined = runtime.block_on(async {
+        let live = doctor::ask(&candidates).await;
+        doctor::examine(&doctor_config(&config.registry), live).await
+    });
+    runtime.shutdown_background();
+    match commands::doctor(&examined, config.format, &mut io::stdout()) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => failed(&e),
+    }
 }
 
 /// As many as are allowed: some container runtimes leave a soft limit of 1024, and each body takes two.
@@ -139,19 +160,8 @@ fn terminated() -> io::Result<impl Future<Output = ()>> {
 
 /// The parts' configurations out of the command line's.
 fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) -> app::Config {
-    let bootstrap = match config.bootstrap {
-        Bootstrap::Dns { domains } => {
-            // Peers are found by address alone: all routers of a cluster listen at one port.
-            let usual = config.router_addr.port();
-            let domains = domains.into_iter().map(|(name, port)| Domain {
-                name,
-                port: port.unwrap_or(usual),
-            });
-            routing::bootstrap::Bootstrap::Dns(domains.collect())
-        }
-        Bootstrap::Http(http) => routing::bootstrap::Bootstrap::Http(http),
-        Bootstrap::Static { peers } => routing::bootstrap::Bootstrap::Static(peers),
-    };
+    let bootstrap = bootstrap(&config);
+    let doctor = doctor_config(&config);
     let token_dir = config.data_dir.clone();
     let advertise = match config.advertise_addrs {
         none if none.is_empty() => config::default_route_addrs(),
@@ -191,5 +201,44 @@ fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) 
         basic_auth,
         max_uploads: config.max_uploads,
         grace_period: config.shutdown_grace_period,
+        doctor: Some(doctor),
+    }
+}
+
+/// How the first peers are found.
+fn bootstrap(config: &config::Registry) -> routing::bootstrap::Bootstrap {
+    match &config.bootstrap {
+        Bootstrap::Dns { domains } => {
+            // Peers are found by address alone: all routers of a cluster listen at one port.
+            let usual = config.router_addr.port();
+            let domains = domains.iter().map(|(name, port)| Domain {
+                name: name.clone(),
+                port: port.unwrap_or(usual),
+            });
+            routing::bootstrap::Bootstrap::Dns(domains.collect())
+        }
+        Bootstrap::Http(http) => routing::bootstrap::Bootstrap::Http(http.clone()),
+        Bootstrap::Static { peers } => routing::bootstrap::Bootstrap::Static(peers.clone()),
+    }
+}
+
+/// What the doctor looks at: all that the daemon has been told.
+fn doctor_config(config: &config::Registry) -> doctor::Config {
+    let named = config.mirrored_registries.iter();
+    doctor::Config {
+        containerd: match &config.store {
+            Store::Containerd(config) => Some(config.clone()),
+            Store::OciLayout(_) => None,
+        },
+        certs_d: config.containerd_registry_config_path.clone(),
+        data_dir: config.data_dir.clone(),
+        requires_token: config.require_node_token,
+        basic_auth_dir: config.basic_auth_dir.clone(),
+        registries: named
+            .filter(|registry| registry.host().is_some())
+            .map(|registry| registry.directory().to_string())
+            .collect(),
+        bootstrap: bootstrap(config),
+        node_ips: config.node_ips.clone(),
     }
 }

@@ -41,6 +41,23 @@ use search::{Delivery, Search};
 /// (`routing/flight/table.rs`): whoever waited longer would do so for nobody's sake.
 pub const LIMIT: Duration = Duration::from_secs(12);
 
+/// Asks one peer for the first bytes of what it is said to hold, outside of any pull. Path and query as containerd would
+/// send them. Bounded in time; says in words why it did not deliver.
+pub async fn probe(
+    peer: &Peer,
+    path_and_query: String,
+    secret: Option<&Secret>,
+) -> Result<(), String> {
+    let ask = Ask {
+        method: Method::GET,
+        path_and_query,
+        range: None,
+        growing: None,
+    };
+    let answered = attempt::attempt(&peer.registry, &ask, secret).await;
+    answered.map(drop).map_err(|e| e.to_string())
+}
+
 /// For so long a key is not looked up again after peers that hold it have brought it too slowly to be worth it.
 const HOPELESS: Duration = Duration::from_secs(30);
 

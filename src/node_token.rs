@@ -57,6 +57,11 @@ pub fn load_or_create(data_dir: &Path) -> Result<String, Error> {
     }
 }
 
+/// The token of `data_dir`; None if there is none.
+pub fn load(data_dir: &Path) -> Result<Option<String>, Error> {
+    read(&data_dir.join(FILE))
+}
+
 /// None where there is no file.
 fn read(path: &Path) -> Result<Option<String>, Error> {
     let text = match std::fs::read_to_string(path) {

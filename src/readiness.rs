@@ -8,10 +8,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::Notify;
+
 /// Cloneable; all clones speak of the same set of guards.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     awaited: Arc<Mutex<BTreeMap<&'static str, Awaited>>>,
+    /// The last guard was dropped.
+    is_over: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +48,17 @@ impl Readiness {
 
     pub fn is_ready(&self) -> bool {
         self.lock().is_empty()
+    }
+
+    /// Returns when nothing is awaited.
+    pub async fn ready(&self) {
+        loop {
+            let over = self.is_over.notified();
+            if self.is_ready() {
+                return;
+            }
+            over.await;
+        }
     }
 
     /// What is awaited, in alphabetical order, each with what is known of it: `content: connecting to …`.
@@ -80,6 +95,9 @@ impl Drop for Guard {
             if entry.guards == 0 {
                 awaited.remove(self.name);
             }
+            if awaited.is_empty() {
+                self.readiness.is_over.notify_waiters();
+            }
         }
     }
 }
@@ -87,6 +105,25 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_waits_hears_when_the_last_guard_is_dropped() {
+        let readiness = Readiness::new();
+        readiness.ready().await;
+        let [one, two] = ["one", "two"].map(|name| readiness.guard(name));
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.ready().await }
+        });
+        tokio::task::yield_now().await;
+
+        drop(one);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(two);
+
+        waiting.await.unwrap();
+    }
 
     #[test]
     fn ready_when_the_last_guard_is_dropped() {

@@ -9,6 +9,7 @@ pub mod access;
 mod blob;
 mod error;
 mod growing;
+pub mod heard;
 mod manifest;
 pub mod uploads;
 
@@ -33,16 +34,17 @@ use crate::inflight::{Inflight, Uplink};
 use crate::mirror::flight::Puller;
 use crate::mirror::{Mirror, Wanted};
 use crate::node_token::{self, Caller, NodeToken};
-use crate::oci::Repository;
 use crate::oci::distribution::{
     AGAIN, GROWING, MIRRORED, ManifestReference, OCI_NAMESPACE, Resource,
 };
 use crate::oci::filter::Filter;
+use crate::oci::{Digest, Repository};
 use crate::readiness::Readiness;
 use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
 use access::{Access, Source};
 use error::{Error, Miss};
+use heard::Heard;
 use uploads::Uploads;
 
 /// What the routes need.
@@ -56,6 +58,8 @@ pub struct Registry {
     pub filter: Arc<Filter>,
     /// Whoever tells the cluster what is here hears from us what is being pulled.
     pub pulls: Pulls,
+    /// Whoever tells whether containerd asks us at all hears what it asks for.
+    pub heard: Heard,
     /// Who is this node's own containerd; None: everybody.
     pub token: Option<Arc<NodeToken>>,
     /// What everybody must send who asks for anything but a probe; None: nothing.
@@ -141,6 +145,14 @@ struct Asked {
 }
 
 impl Asked {
+    /// Which manifest, where it is asked for by digest.
+    fn manifest(&self) -> Option<&Digest> {
+        match &self.resource {
+            Resource::Manifest(ManifestReference::Digest(digest)) => Some(digest),
+            _ => None,
+        }
+    }
+
     /// Whose it is. None without `ns`.
     fn repository(&self) -> Option<Repository> {
         let ns = self.ns.as_deref()?;
@@ -160,6 +172,7 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
     let from_peer = parts.headers.contains_key(MIRRORED);
     let mut access = Access::begin(&parts, from_peer, registry.metrics.clone());
     let is_head = parts.method == Method::HEAD;
+    let is_containerd = user_agent(&parts).starts_with(b"containerd/");
     let flushes: Flushes = parts.extensions.get().cloned().unwrap_or_default();
 
     let caller = match &registry.token {
@@ -172,9 +185,7 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
         _ => Caller::Ours,
     };
     let understood = match caller {
-        _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized {
-            is_containerd: user_agent(&parts).starts_with(b"containerd/"),
-        }),
+        _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized { is_containerd }),
         Caller::Refused => Err(Error::Refused),
         caller => understand(parts, from_peer, caller == Caller::Ours),
     };
@@ -182,6 +193,9 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
         Ok(_) if has_body(body).await => Err(Error::RequestBody),
         Ok(asked) => {
             access.understood(asked.ns.as_deref());
+            if is_containerd && asked.is_ours && !asked.from_peer {
+                registry.heard.note(asked.manifest());
+            }
             registry.answer(asked).await
         }
         Err(e) => Err(e),

@@ -67,6 +67,7 @@ impl Node {
             metrics: registry::access::Metrics::new(&metrics),
             filter: Arc::default(),
             pulls: Default::default(),
+            heard: Default::default(),
             token: None,
             basic_auth: None,
             uploads: Uploads::new(uploads),

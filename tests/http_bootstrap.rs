@@ -78,6 +78,7 @@ impl Node {
             token: None,
             max_uploads: 64,
             grace_period: Duration::from_secs(5),
+            doctor: None,
         });
         let app = app.await.unwrap();
         let (registry, metrics) = (app.registry_addr().unwrap(), app.metrics_addr().unwrap());

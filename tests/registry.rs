@@ -91,6 +91,7 @@ impl Node {
             metrics: registry::access::Metrics::new(&metrics),
             filter: Arc::new(filter),
             pulls: pulls.clone(),
+            heard: Default::default(),
             token: token.map(Arc::new),
             basic_auth: secret,
             uploads: Uploads::new(uploads),
@@ -482,6 +483,7 @@ async fn what_containerd_pulls_is_told_under_the_name_by_which_it_has_asked() {
         Arc::new(node.router.clone()),
         Arc::new(filter),
         node.pulls.clone(),
+        Default::default(),
         node.readiness.guard("content"),
         stop.clone(),
     ));
@@ -1136,6 +1138,7 @@ async fn the_cluster_is_told_what_the_node_holds_and_no_more() {
         Arc::new(node.router.clone()),
         Arc::default(),
         node.pulls.clone(),
+        Default::default(),
         node.readiness.guard("content"),
         stop.clone(),
     ));

@@ -21,6 +21,8 @@ pub(super) const REGISTRY: &str = "\
 Variables without an option:
   POD_IPS  addresses of the pod (status.podIPs), parted by commas: announced
            where --advertise-addr is not given
+  NODE_IP  addresses of the node (status.hostIP), parted by commas: what
+           hosts.toml names at them is this node's own
 
 Examples:
   # Find the other nodes behind the name of a headless service.
@@ -57,6 +59,21 @@ Examples:
   # Behind the mirror, a cache that is not Peili.
   peili configuration --mirror-targets http://127.0.0.1:30020 \\
     https://harbor.example/v2/proxy";
+
+pub(super) const DOCTOR: &str = "\
+Variables without an option:
+  NODE_IP  addresses of the node (status.hostIP), parted by commas: what
+           hosts.toml names at them is this node's own
+
+Examples:
+  # In the pod of a node, where all options are in the environment:
+  #   kubectl -n peili exec POD -- /peili doctor
+  peili doctor --bootstrap-kind dns \\
+    --dns-bootstrap-domain peili-bootstrap.peili.svc.cluster.local.
+
+  # For a script: 0 is well, 1 has warnings, 2 is broken.
+  peili doctor --format json --bootstrap-kind static \\
+    --static-bootstrap-peers /ip4/192.0.2.7/tcp/5001";
 
 pub(super) const CLEANUP: &str = "\
 Examples:

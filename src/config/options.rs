@@ -37,6 +37,16 @@ pub(super) enum RawCommand {
     /// somebody adds or edits later is his, and is left alone; to undo that, remove its directory and run this again.
     #[command(after_long_help = help::CONFIGURATION)]
     Configuration(RawConfiguration),
+    /// Checks this node as an operator would, and says what to change.
+    ///
+    /// A mirror that is not asked, or that nobody answers, hides itself: pulls go to the registry as they did without it.
+    /// So each thing that it rests on is looked at: containerd and its settings, hosts.toml, the port, the name of the
+    /// first peers, the peers, and a blob that one of them is to give. Nothing is changed. Takes the options and variables
+    /// of `registry`, so that in the pod it checks what runs there, and asks the running daemon at --metrics-addr.
+    ///
+    /// Exit code 0: all is well; 1: there are warnings; 2: something is broken; 64: the options cannot be used.
+    #[command(after_long_help = help::DOCTOR)]
+    Doctor(Box<RawDoctor>),
     /// Puts back what containerd was configured to before `configuration`, byte for byte.
     ///
     /// What somebody has added or edited since stays beside it.
@@ -324,6 +334,9 @@ pub(super) struct RawRegistry {
         help_heading = PROCESS
     )]
     pub(super) shutdown_grace_period: String,
+
+    #[command(flatten)]
+    pub(super) directory: RawDirectory,
 }
 
 #[derive(Debug, Args)]
@@ -501,6 +514,16 @@ pub(super) struct RawCleanupWait {
         help_heading = PROCESS
     )]
     pub(super) timeout: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawDoctor {
+    #[command(flatten)]
+    pub(super) registry: RawRegistry,
+
+    /// text: a line for each check, with its cure below it. json: the same for programs.
+    #[arg(long, default_value = "text", value_name = "text|json", help_heading = PROCESS)]
+    pub(super) format: String,
 }
 
 #[derive(Debug, Args)]

@@ -31,20 +31,34 @@ fn page() -> String {
     all.build();
     let mut page = PREFACE.to_string();
     for command in all.get_subcommands().filter(|c| c.get_name() != "help") {
-        page += &section(command);
+        page += &section(&all, command);
     }
     page
 }
 
-fn section(command: &Command) -> String {
+/// It takes every option of `registry`, which stand on the page once.
+const SAME_AS_REGISTRY: &str = "doctor";
+
+fn is_registrys(all: &Command, option: &Arg) -> bool {
+    let registry = all.find_subcommand("registry").expect("the daemon");
+    options(registry).any(|its| its.get_id() == option.get_id())
+}
+
+fn section(all: &Command, command: &Command) -> String {
     let name = command.get_name();
     let about = command.get_long_about().or(command.get_about());
     let about = about.expect("a description").to_string();
     // clap takes the full stop off a single paragraph.
     let about = about.trim_end_matches('.');
     let mut section = format!("\n## peili {name}\n\n{about}.\n");
+    if name == SAME_AS_REGISTRY {
+        section += "\nBeside all options of [peili registry](#peili-registry):\n";
+    }
+    let own: Vec<&Arg> = options(command)
+        .filter(|option| name != SAME_AS_REGISTRY || !is_registrys(all, option))
+        .collect();
     let mut headings: Vec<&str> = Vec::new();
-    for heading in options(command).filter_map(|option| option.get_help_heading()) {
+    for heading in own.iter().filter_map(|option| option.get_help_heading()) {
         if !headings.contains(&heading) {
             headings.push(heading);
         }
@@ -53,7 +67,7 @@ fn section(command: &Command) -> String {
         section += &format!(
             "\n### {heading}\n\n| option | variable | default | what it does, and costs |\n|---|---|---|---|\n"
         );
-        for option in options(command).filter(|o| o.get_help_heading() == Some(heading)) {
+        for option in own.iter().filter(|o| o.get_help_heading() == Some(heading)) {
             section += &row(option);
         }
     }

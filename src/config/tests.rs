@@ -58,6 +58,8 @@ fn the_daemons_defaults_are_spegels() {
             registry_filters: Vec::new(),
             advertise_addrs: Vec::new(),
             shutdown_grace_period: Duration::from_secs(30),
+            containerd_registry_config_path: "/etc/containerd/certs.d".into(),
+            node_ips: Vec::new(),
         }
     );
 }
@@ -676,5 +678,30 @@ fn the_pods_addresses_are_announced_unless_others_are_named() {
             said.contains(&format!("advertise_addrs: {addresses},")),
             "{said}"
         );
+    }
+}
+
+#[test]
+fn the_doctor_takes_what_the_daemon_takes_and_its_mistakes_are_told_alike() {
+    let words = "--bootstrap-kind dns --dns-bootstrap-domain d --data-dir /d --containerd-registry-config-path /c";
+    let (daemon, doctor) = (
+        command(&format!("registry {words}")),
+        command(&format!("doctor {words} --format json")),
+    );
+    let (Command::Registry(daemon), Command::Doctor(doctor)) = (daemon, doctor) else {
+        panic!("other commands");
+    };
+
+    assert_eq!(doctor.registry, *daemon);
+    assert_eq!(doctor.format, Format::Json);
+    assert_eq!(daemon.containerd_registry_config_path, PathBuf::from("/c"));
+
+    let text = refused("doctor --format xml --metrics-addr 9090");
+    for said in [
+        "  --format \"xml\" is no format: write text or json\n",
+        "  --metrics-addr [METRICS_ADDR] \"9090\" has no port",
+        "  --bootstrap-kind [BOOTSTRAP_KIND] is missing",
+    ] {
+        assert!(text.contains(said), "{said}\n{text}");
     }
 }

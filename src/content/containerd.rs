@@ -7,6 +7,7 @@
 
 mod images;
 mod paths;
+pub mod told;
 mod version;
 mod watch;
 

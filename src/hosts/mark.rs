@@ -6,6 +6,11 @@ use crate::oci::Digest;
 
 const BEGIN: &str = "# Written by peili: ";
 
+/// Whether we have written the file once, whatever became of it.
+pub fn begins(text: &str) -> bool {
+    text.starts_with(BEGIN)
+}
+
 /// What the first line of a file of ours says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {

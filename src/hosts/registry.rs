@@ -64,7 +64,7 @@ impl Registry {
     }
 
     /// Name of its directory in certs.d.
-    pub(super) fn directory(&self) -> &str {
+    pub fn directory(&self) -> &str {
         self.host().unwrap_or("_default")
     }
 }

@@ -154,12 +154,17 @@ fn directories_are_mounted_and_no_socket() {
     let mounts = objects.container("registry")["volumeMounts"]
         .as_array()
         .expect("mounts");
-    for name in ["containerd-sock", "containerd-content"] {
+    for name in ["containerd-sock", "containerd-content", "containerd-config"] {
         let mount = mounts
             .iter()
             .find(|mount| mount["name"] == name)
             .expect(name);
-        assert_eq!(mount["mountPropagation"], "HostToContainer", "{name}");
+        // What the doctor looks into is never mounted anew.
+        if name == "containerd-config" {
+            assert_eq!(mount["readOnly"], true);
+        } else {
+            assert_eq!(mount["mountPropagation"], "HostToContainer", "{name}");
+        }
         // A pod sees the node's files at the node's own paths: what containerd says of itself is true here, too.
         assert_eq!(mount["mountPath"], host[name], "{name}");
     }

@@ -182,9 +182,17 @@ impl LoopbackNode {
     }
 
     fn spawn(&self, peili: &Path, peers: &[String]) -> Result<()> {
+        let command = self.command(peili, "registry", peers);
+        File::create(&self.log)?;
+        *self.daemon.lock().unwrap() = Some(Daemon::spawn(command, &self.name, &self.log)?);
+        Ok(())
+    }
+
+    /// `registry`, or what takes the same options. `peers` are multiaddrs.
+    pub fn command(&self, peili: &Path, subcommand: &str, peers: &[String]) -> Command {
         let mut command = Command::new(peili);
         command
-            .args(["registry", "--store", "oci-layout", "--oci-layout-path"])
+            .args([subcommand, "--store", "oci-layout", "--oci-layout-path"])
             .arg(self.layout.dir())
             .args(["--bootstrap-kind", "static", "--static-bootstrap-peers"])
             .args(peers);
@@ -197,9 +205,11 @@ impl LoopbackNode {
         }
         // Loopback is announced only when it is named.
         command.args(["--advertise-addr", &self.ip.to_string()]);
-        File::create(&self.log)?;
-        *self.daemon.lock().unwrap() = Some(Daemon::spawn(command, &self.name, &self.log)?);
-        Ok(())
+        command
+    }
+
+    pub fn router(&self) -> SocketAddr {
+        self.address(self.ports.router)
     }
 
     async fn ready(&self) -> Result<()> {

@@ -255,6 +255,23 @@ impl Node {
             .with_context(|| format!("peili of {}", self.name))
     }
 
+    /// `peili doctor` where its Peili runs, with the same options and some more, ready to be run.
+    pub fn doctor(
+        &self,
+        options: &PeiliOptions,
+        more: &[&str],
+        script: Option<&str>,
+    ) -> Result<std::process::Command> {
+        let more = (more, script);
+        self.peili.doctor(
+            &self.netns,
+            &self.resolv_conf,
+            &self.containerd,
+            options,
+            more,
+        )
+    }
+
     /// SIGTERM; how it ended, None if it did not run.
     pub async fn stop_peili(&self) -> Result<Option<ExitStatus>> {
         self.peili.stop().await

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -157,8 +157,63 @@ impl Peili {
         options: &PeiliOptions,
     ) -> Result<()> {
         ensure!(self.daemon.lock().unwrap().is_none(), "peili runs already");
+        let mut command = self.command(netns, resolv_conf, containerd, options, None)?;
+        command.arg("registry");
+        self.tell(&mut command, containerd, options);
+        *self.daemon.lock().unwrap() = Some(Daemon::spawn(command, "peili", &self.log())?);
+        Ok(())
+    }
+
+    /// `peili doctor` with the options of `registry` and some of its own, ready to be run; by a shell's script, where one
+    /// is given.
+    pub fn doctor(
+        &self,
+        netns: &Netns,
+        resolv_conf: &Path,
+        containerd: &Containerd,
+        options: &PeiliOptions,
+        (more, script): (&[&str], Option<&str>),
+    ) -> Result<Command> {
+        let mut command = self.command(netns, resolv_conf, containerd, options, script)?;
+        command.arg("doctor");
+        self.tell(&mut command, containerd, options);
+        command.args(more);
+        Ok(command)
+    }
+
+    /// The program in its world, without an argument.
+    fn command(
+        &self,
+        netns: &Netns,
+        resolv_conf: &Path,
+        containerd: &Containerd,
+        options: &PeiliOptions,
+        script: Option<&str>,
+    ) -> Result<Command> {
         let data = self.data();
         std::fs::create_dir_all(&data)?;
+        let resolv_conf = [(resolv_conf, RESOLV_CONF)];
+        if let Some(script) = script {
+            let mut command = netns.command_over(&resolv_conf, Path::new("/bin/sh"));
+            command.args(["-ec", script, "sh"]).arg(&self.binary);
+            return Ok(command);
+        }
+        if !options.in_a_pod {
+            return Ok(netns.command_over(&resolv_conf, &self.binary));
+        }
+        let socket = containerd.socket();
+        let mut command = netns.command_over(&resolv_conf, Path::new("/bin/sh"));
+        command.args(["-ec", POD, "pod"]);
+        command.arg(socket.parent().context("the socket's directory")?);
+        command
+            .arg(containerd.content())
+            .arg(&data)
+            .arg(&self.binary);
+        Ok(command)
+    }
+
+    /// The options, the lab's and the test's.
+    fn tell(&self, command: &mut Command, containerd: &Containerd, options: &PeiliOptions) {
         let usual = [
             ("--bootstrap-kind", "dns".to_owned()),
             ("--dns-bootstrap-domain", PEERS.to_owned()),
@@ -175,23 +230,8 @@ impl Peili {
                 "--containerd-content-path",
                 containerd.content().display().to_string(),
             ),
-            ("--data-dir", data.display().to_string()),
+            ("--data-dir", self.data().display().to_string()),
         ];
-        let resolv_conf = [(resolv_conf, RESOLV_CONF)];
-        let mut command = if options.in_a_pod {
-            let socket = containerd.socket();
-            let mut command = netns.command_over(&resolv_conf, Path::new("/bin/sh"));
-            command.args(["-ec", POD, "pod"]);
-            command.arg(socket.parent().context("the socket's directory")?);
-            command
-                .arg(containerd.content())
-                .arg(&data)
-                .arg(&self.binary);
-            command
-        } else {
-            netns.command_over(&resolv_conf, &self.binary)
-        };
-        command.arg("registry");
         for (flag, value) in &usual {
             if !options.args.iter().any(|(other, _)| other == flag) {
                 command.args([flag, value.as_str()]);
@@ -201,8 +241,6 @@ impl Peili {
             command.args([flag, value]);
         }
         command.envs(options.env.iter().map(|(name, value)| (name, value)));
-        *self.daemon.lock().unwrap() = Some(Daemon::spawn(command, "peili", &self.log())?);
-        Ok(())
     }
 
     /// Returns when /readyz says 200; an error as soon as the process has ended.

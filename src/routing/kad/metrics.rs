@@ -90,6 +90,12 @@ impl Metrics {
         self.libp2p_registry.clone()
     }
 
+    /// How many peers are in this state now.
+    pub fn peers_in(&self, state: &str) -> usize {
+        let count = self.peers.with_label_values(&[state]).get();
+        usize::try_from(count).unwrap_or(0)
+    }
+
     pub(super) fn peers(&self, state: &str, count: usize) {
         let gauge = self.peers.with_label_values(&[state]);
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
