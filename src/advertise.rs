@@ -10,10 +10,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::content::ContentStore;
+use crate::content::{ContentStore, Snapshot};
 use crate::oci::Key;
 use crate::oci::filter::Filter;
 use crate::readiness::Guard;
@@ -22,18 +23,36 @@ use selection::Selection;
 
 pub use selection::Pulls;
 
+/// What this node holds, and what of it the cluster is told, as of the last listing.
+#[derive(Debug, Default)]
+pub struct Held {
+    pub snapshot: Snapshot,
+    pub told: Arc<HashSet<Key>>,
+}
+
+/// Whoever wants to see it. Cloneable; all clones see the same.
+#[derive(Clone, Debug, Default)]
+pub struct Holdings(watch::Sender<Arc<Held>>);
+
+impl Holdings {
+    pub fn now(&self) -> Arc<Held> {
+        self.0.borrow().clone()
+    }
+}
+
 /// Runs until `stop`, or until the router has ended. `ready` is dropped when the first snapshot has been told.
 pub async fn run(
     store: Arc<dyn ContentStore>,
     router: Arc<dyn Router>,
     filter: Arc<Filter>,
     pulls: Pulls,
+    holdings: Holdings,
     ready: Guard,
     stop: CancellationToken,
 ) {
     ready.because("the first listing of what this node holds");
     let mut ready = Some(ready);
-    let mut told = HashSet::new();
+    let mut told = Arc::new(HashSet::new());
     let mut selection = Selection::new(filter, pulls);
     let mut snapshots = store.watch();
     loop {
@@ -51,7 +70,11 @@ pub async fn run(
         if let Err(RouterClosed) = tell(&*router, &told, &shared).await {
             return;
         }
-        told = shared;
+        told = Arc::new(shared);
+        holdings.0.send_replace(Arc::new(Held {
+            snapshot: held,
+            told: told.clone(),
+        }));
         ready.take();
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! What was done goes to stdout, one line for each file; logs go to stderr, as everywhere.
 
+pub mod ask;
 pub mod cleanup_wait;
+pub mod try_pull;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -10,7 +12,7 @@ use std::path::Path;
 use serde::Serialize;
 use tracing::{info, warn};
 
-use crate::config::{Configuration, ContainerdVersion, VersionFormat};
+use crate::config::{Configuration, ContainerdVersion, Format};
 use crate::content::containerd;
 use crate::hosts::{self, Done};
 use crate::{basic_auth, node_token};
@@ -171,10 +173,10 @@ const VERSION: Version = Version {
     rustc: option_env!("PEILI_RUSTC"),
 };
 
-pub fn version(format: VersionFormat, out: &mut impl Write) -> Result<(), Error> {
+pub fn version(format: Format, out: &mut impl Write) -> Result<(), Error> {
     match format {
-        VersionFormat::Text => writeln!(out, "peili {}", VERSION.version)?,
-        VersionFormat::Json => {
+        Format::Text => writeln!(out, "peili {}", VERSION.version)?,
+        Format::Json => {
             let line = serde_json::to_string(&VERSION).map_err(io::Error::from)?;
             writeln!(out, "{line}")?;
         }
@@ -194,8 +196,8 @@ mod tests {
 
     #[test]
     fn the_version_is_told_to_people_and_to_programs() {
-        let text = said(|out| version(VersionFormat::Text, out));
-        let json = said(|out| version(VersionFormat::Json, out));
+        let text = said(|out| version(Format::Text, out));
+        let json = said(|out| version(Format::Json, out));
 
         assert_eq!(text, format!("peili {}\n", env!("CARGO_PKG_VERSION")));
         let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");

@@ -1,12 +1,13 @@
-//! One small GET over a connection that is there already. The caller bounds its time; its size is bounded here.
+//! One small request over a connection that is there already. The caller bounds its time; its size is bounded here.
 
 use std::error::Error as _;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, HOST, LOCATION, USER_AGENT};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
+use hyper::http::request;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -48,15 +49,37 @@ pub async fn get(
     path: &str,
     limit: usize,
 ) -> Result<Answer, Error> {
+    ask(stream, Request::get(path), host, Bytes::new(), limit).await
+}
+
+/// The same with JSON, as a POST.
+pub async fn post_json(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    host: &str,
+    path: &str,
+    json: String,
+    limit: usize,
+) -> Result<Answer, Error> {
+    let request = Request::post(path).header(CONTENT_TYPE, "application/json");
+    ask(stream, request, host, json.into(), limit).await
+}
+
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: request::Builder,
+    host: &str,
+    body: Bytes,
+    limit: usize,
+) -> Result<Answer, Error> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // Ends with this request, whoever gives it up.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    let request = Request::get(path)
+    let request = request
         .header(HOST, host)
         .header(ACCEPT, "*/*")
         .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .map_err(|e| Error::Http(e.to_string()))?;
     let response = match sender.send_request(request).await {
         Ok(response) => response,

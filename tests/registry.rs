@@ -482,6 +482,7 @@ async fn what_containerd_pulls_is_told_under_the_name_by_which_it_has_asked() {
         Arc::new(node.router.clone()),
         Arc::new(filter),
         node.pulls.clone(),
+        peili::advertise::Holdings::default(),
         node.readiness.guard("content"),
         stop.clone(),
     ));
@@ -1136,6 +1137,7 @@ async fn the_cluster_is_told_what_the_node_holds_and_no_more() {
         Arc::new(node.router.clone()),
         Arc::default(),
         node.pulls.clone(),
+        peili::advertise::Holdings::default(),
         node.readiness.guard("content"),
         stop.clone(),
     ));

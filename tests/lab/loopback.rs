@@ -85,6 +85,15 @@ impl Loopback {
 
     /// Starts all, and returns when each is ready.
     pub async fn start(&self, peili: &Path) -> Result<()> {
+        self.start_with(peili, |_| Vec::new()).await
+    }
+
+    /// The same, with more to say to each.
+    pub async fn start_with(
+        &self,
+        peili: &Path,
+        more: impl Fn(&LoopbackNode) -> Vec<String>,
+    ) -> Result<()> {
         let routers = self
             .nodes
             .iter()
@@ -93,7 +102,7 @@ impl Loopback {
             .map(|router| format!("/ip4/{}/tcp/{}", router.ip(), router.port()))
             .collect();
         for node in &self.nodes {
-            node.spawn(peili, &peers)?;
+            node.spawn(peili, &peers, &more(node))?;
         }
         futures::future::try_join_all(self.nodes.iter().map(LoopbackNode::ready)).await?;
         Ok(())
@@ -181,7 +190,7 @@ impl LoopbackNode {
         (self.ip, port).into()
     }
 
-    fn spawn(&self, peili: &Path, peers: &[String]) -> Result<()> {
+    fn spawn(&self, peili: &Path, peers: &[String], more: &[String]) -> Result<()> {
         let mut command = Command::new(peili);
         command
             .args(["registry", "--store", "oci-layout", "--oci-layout-path"])
@@ -195,6 +204,7 @@ impl LoopbackNode {
         ] {
             command.args([flag, &self.address(port).to_string()]);
         }
+        command.args(more);
         // Loopback is announced only when it is named.
         command.args(["--advertise-addr", &self.ip.to_string()]);
         File::create(&self.log)?;
