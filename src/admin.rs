@@ -59,6 +59,8 @@ pub struct Debug {
     pub registry: try_pull::Registry,
     /// What this pod is called.
     pub names: Names,
+    /// Whether `/debug/api/doctor` is there.
+    pub doctor: bool,
     /// Who listens is told to go then.
     pub drain: CancellationToken,
     manifests: view::Manifests,
@@ -80,6 +82,8 @@ pub struct Parts {
     pub readiness: Readiness,
     pub registry: try_pull::Registry,
     pub names: Names,
+    /// Whether `/debug/api/doctor` is there.
+    pub doctor: bool,
     pub drain: CancellationToken,
 }
 
@@ -98,6 +102,7 @@ impl Debug {
             readiness: parts.readiness,
             registry: parts.registry,
             names: parts.names,
+            doctor: parts.doctor,
             drain: parts.drain,
             manifests: view::Manifests::default(),
             listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),

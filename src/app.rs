@@ -263,6 +263,7 @@ impl App {
                 basic_auth: self.basic_auth.clone(),
             },
             names: admin::Names::of_this_machine(),
+            doctor: false,
             drain: shutdown.drain.clone(),
         };
         let debug = self.debug_web.then(|| admin::Debug::new(debug));

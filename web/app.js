@@ -1,6 +1,4 @@
 // The debug page, live. What the server has escaped is put in place as it is; everything else is text.
-"use strict";
-
 const view = document.body.dataset.view;
 const live = document.getElementById("live");
 
@@ -132,6 +130,39 @@ document.addEventListener("click", (event) => {
   find(button.dataset.find);
   document.getElementById("find").scrollIntoView({ block: "nearest" });
 });
+
+// --- Overview: what doctor says. Looking is free; the button has another node deliver a few bytes, too.
+
+const findings = document.getElementById("findings");
+
+function tell(report) {
+  const list = element("ul");
+  let fine = 0;
+  for (const finding of report.findings) {
+    if (finding.state === "ok") { fine += 1; continue; }
+    const item = element("li");
+    const kinds = { broken: "badge failed", warning: "badge warn" };
+    item.append(element("span", finding.state, kinds[finding.state] || "badge"), ` ${finding.check}: ${finding.seen}`);
+    if (finding.cure) item.append(element("pre", finding.cure));
+    list.append(item);
+  }
+  findings.replaceChildren(list, element("p", `${fine} of ${report.findings.length} checks found nothing wrong.`, "quiet"));
+}
+
+async function examine(thoroughly) {
+  try {
+    const path = "/debug/api/doctor";
+    const answer = thoroughly ? await post(path, {}) : await fetch(path);
+    if (answer.ok) tell(await answer.json());
+  } catch (error) {
+    findings.replaceChildren(element("p", error.message, "error"));
+  }
+}
+
+if (findings) {
+  examine(false);
+  document.getElementById("examine").addEventListener("click", () => examine(true));
+}
 
 // --- Try a pull.
 

@@ -17,6 +17,8 @@ pub(in crate::admin::web) struct Overview {
     awaited: Vec<String>,
     stats: Vec<Stat>,
     chart: Chart,
+    /// Whether doctor is at hand here.
+    doctor: bool,
 }
 
 struct Stat {
@@ -128,6 +130,7 @@ impl Overview {
             ],
             verdict: view.verdict,
             awaited: view.awaited,
+            doctor: debug.doctor,
             chart: chart(&view.last_hour),
         }
     }
