@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::error;
 
 use super::{Debug, view};
@@ -85,27 +86,24 @@ fn refusal(status: StatusCode, error: impl ToString) -> Response {
 }
 
 /// What a POST asks for.
-fn asked<T: DeserializeOwned>(body: &Bytes) -> Result<T, Response> {
+fn asked<T: DeserializeOwned>(body: &Bytes) -> Result<T, Box<Response>> {
+    let mistake = |status, error: String| Err(Box::new(refusal(status, error)));
     if body.len() > MAX_BODY {
-        return Err(refusal(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "more than 4 KiB were sent",
-        ));
+        let error = format!("more than {MAX_BODY} bytes were sent");
+        return mistake(StatusCode::PAYLOAD_TOO_LARGE, error);
     }
-    serde_json::from_slice(body).map_err(|e| {
-        refusal(
-            StatusCode::BAD_REQUEST,
-            format!("this is not what is asked for: {e}"),
-        )
+    serde_json::from_slice(body).or_else(|e| {
+        let error = format!("this is not what is asked for: {e}");
+        mistake(StatusCode::BAD_REQUEST, error)
     })
 }
 
 /// A place for something that costs traffic.
-fn a_trial(debug: &Debug) -> Result<tokio::sync::OwnedSemaphorePermit, Response> {
+fn a_trial(debug: &Debug) -> Result<OwnedSemaphorePermit, Box<Response>> {
     debug.trials.clone().try_acquire_owned().map_err(|_| {
-        refusal(
+        Box::new(refusal(
             StatusCode::TOO_MANY_REQUESTS,
             "as many lookups and pulls as are allowed are being tried already: try again when one has ended",
-        )
+        ))
     })
 }

@@ -113,7 +113,7 @@ async fn ask(at: &[SocketAddr], path: &str, post: Option<String>) -> Result<Stri
     let said = said.join(" or ");
     let answered = tokio::time::timeout(PATIENCE, async {
         let stream = TcpStream::connect(at).await.with_context(|| {
-            format!("Peili is not running at {said}: name its --metrics-addr, or run this in its pod (kubectl exec)")
+            format!("Peili is not running at {said}: name its --metrics-addr, or run this in its pod (kubectl exec … -- /peili)")
         })?;
         let host = stream.peer_addr()?.to_string();
         let answer = match post {

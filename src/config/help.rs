@@ -75,7 +75,7 @@ pub(super) const PULL: &str = "\
 Examples:
   # Does a pull come from other nodes? In a pod the variables are set already.
   kubectl exec -n peili ds/peili -- \\
-    peili pull docker.io/library/nginx:1.27
+    /peili pull docker.io/library/nginx:1.27
 
   # The same on a node, where the mirror serves at another port.
   peili pull docker.io/library/nginx:1.27 --registry-addr :30020 \\
@@ -89,7 +89,7 @@ Examples:
   peili peers
 
   # In a pod, and for a script.
-  kubectl exec -n peili ds/peili -- peili peers --format json
+  kubectl exec -n peili ds/peili -- /peili peers --format json
   peili peers --metrics-addr 127.0.0.1:9090 --format json";
 
 pub(super) const FIND: &str = "\

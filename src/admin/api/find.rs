@@ -50,11 +50,11 @@ pub(super) async fn answer(State(debug): State<Debug>, body: Bytes) -> Response 
     let key = match asked::<Asked>(&body).map(|asked| key_of(asked.reference.trim())) {
         Ok(Ok(key)) => key,
         Ok(Err(why)) => return refusal(StatusCode::BAD_REQUEST, why),
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let _permit = match a_trial(&debug) {
         Ok(permit) => permit,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let here = is_here(&*debug.store, &key).await;
     let began = Instant::now();

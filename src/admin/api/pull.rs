@@ -26,7 +26,7 @@ struct Asked {
 pub(super) async fn answer(State(debug): State<Debug>, body: Bytes) -> Response {
     let asked: Asked = match asked(&body) {
         Ok(asked) => asked,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let image: ImageName = match asked.image.trim().parse() {
         Ok(image) => image,
@@ -49,7 +49,7 @@ pub(super) async fn answer(State(debug): State<Debug>, body: Bytes) -> Response 
     };
     let permit = match a_trial(&debug) {
         Ok(permit) => permit,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let events = try_pull::pull(debug.registry, image, platform);
     let lines = stream::unfold(
