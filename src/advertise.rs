@@ -23,19 +23,41 @@ use selection::Selection;
 
 pub use selection::Pulls;
 
-/// Runs until `stop`, or until the router has ended. Each snapshot is shown to whoever looks at `seen`, too. `ready` is dropped when the first snapshot has been told.
+/// What this node holds, and what of it the cluster is told, as of the last listing.
+#[derive(Debug, Default)]
+pub struct Held {
+    pub snapshot: Snapshot,
+    pub told: Arc<HashSet<Key>>,
+}
+
+/// Whoever wants to see it. Cloneable; all clones see the same.
+#[derive(Clone, Debug, Default)]
+pub struct Holdings(watch::Sender<Arc<Held>>);
+
+impl Holdings {
+    /// Tells of what comes; what is there already was seen.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Held>> {
+        self.0.subscribe()
+    }
+
+    pub fn now(&self) -> Arc<Held> {
+        self.0.borrow().clone()
+    }
+}
+
+/// Runs until `stop`, or until the router has ended. `ready` is dropped when the first snapshot has been told.
 pub async fn run(
     store: Arc<dyn ContentStore>,
     router: Arc<dyn Router>,
     filter: Arc<Filter>,
     pulls: Pulls,
-    seen: watch::Sender<Arc<Snapshot>>,
+    holdings: Holdings,
     ready: Guard,
     stop: CancellationToken,
 ) {
     ready.because("the first listing of what this node holds");
     let mut ready = Some(ready);
-    let mut told = HashSet::new();
+    let mut told = Arc::new(HashSet::new());
     let mut selection = Selection::new(filter, pulls);
     let mut snapshots = store.watch();
     loop {
@@ -53,8 +75,11 @@ pub async fn run(
         if let Err(RouterClosed) = tell(&*router, &told, &shared).await {
             return;
         }
-        told = shared;
-        seen.send_replace(Arc::new(held));
+        told = Arc::new(shared);
+        holdings.0.send_replace(Arc::new(Held {
+            snapshot: held,
+            told: told.clone(),
+        }));
         ready.take();
     }
 }

@@ -3,7 +3,7 @@
 //! Binding can fail and changes nothing; running serves at once, and what is awaited stands behind `/readyz`. Until
 //! then an answer is a quick 404, and containerd goes upstream as it would without us.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use libp2p::Multiaddr;
 use prometheus::Registry;
 use rand::rngs::StdRng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -29,16 +29,17 @@ use crate::mirror::{self, InFlightSharing, Mirror};
 use crate::node_token::NodeToken;
 use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
+use crate::recent::Recent;
 use crate::registry::heard::Heard;
 use crate::registry::uploads::Uploads;
 use crate::routing::Router;
 use crate::routing::flight::Flights;
 use crate::routing::kad::{self, EventLoop, Kad};
-use crate::routing::messenger::Call;
+use crate::routing::messenger::{Call, Messenger as _};
 use crate::server::{Server, measured};
 use crate::shutdown::Shutdown;
 use crate::tls::CertDir;
-use crate::{admin, advertise, doctor, registry};
+use crate::{admin, advertise, doctor, registry, try_pull};
 
 /// What is cut at the end of the grace period must still reach the other side before the kubelet's SIGKILL turns it
 /// into a reset, and before the pod's network goes, which turns it into silence.
@@ -55,6 +56,8 @@ pub struct Config {
     /// Candidates to bind, the first that can be.
     pub registry: Vec<SocketAddr>,
     pub admin: Vec<SocketAddr>,
+    /// Whether `/debug` is served there, too.
+    pub debug_web: bool,
     pub introduction: Option<Introduction>,
     pub store: Store,
     pub routing: kad::Config,
@@ -101,6 +104,7 @@ impl Introduction {
 pub struct App {
     registry: Server,
     admin: Server,
+    debug_web: bool,
     introduction: Option<Server>,
     store: Arc<dyn ContentStore>,
     router: Kad,
@@ -108,6 +112,7 @@ pub struct App {
     calls: mpsc::Receiver<Call>,
     flights: Flights,
     heard: Heard,
+    holdings: advertise::Holdings,
     examination: Option<Examination>,
     flight: Flight,
     mirror: Mirror,
@@ -193,11 +198,12 @@ impl App {
         );
         let heard = Heard::default();
         let filter = Arc::new(config.filter);
+        let holdings = advertise::Holdings::default();
         let examination = config.doctor.map(|doctor| Examination {
             config: Arc::new(doctor),
             observer: Observer::new(heard.clone(), &metrics),
             containerd: watched,
-            snapshots: watch::Sender::default(),
+            holdings: holdings.clone(),
             routing: routing_metrics.clone(),
             router: Arc::new(router.clone()),
             filter: filter.clone(),
@@ -214,6 +220,7 @@ impl App {
         Ok(Self {
             registry,
             admin,
+            debug_web: config.debug_web,
             introduction,
             store,
             router,
@@ -221,6 +228,7 @@ impl App {
             calls,
             flights,
             heard,
+            holdings,
             examination,
             flight,
             mirror,
@@ -259,6 +267,34 @@ impl App {
         let swarm = self.router.clone();
         let router: Arc<dyn Router> = Arc::new(self.router);
         let pulls = advertise::Pulls::default();
+        let holdings = self.holdings;
+        let token = self.token.map(Arc::new);
+        let totals: admin::Tally = {
+            let access = self.access.clone();
+            Arc::new(move || access.totals())
+        };
+        let debug = admin::Parts {
+            me: swarm.me(),
+            recent: self.access.recent(),
+            totals: totals.clone(),
+            neighbours: neighbours(swarm.clone()),
+            router: router.clone(),
+            store: self.store.clone(),
+            mirror: self.mirror.clone(),
+            holdings: holdings.clone(),
+            filter: self.filter.clone(),
+            readiness: self.readiness.clone(),
+            registry: try_pull::Registry {
+                at: from_here(registry_addr),
+                token: token.clone(),
+                basic_auth: self.basic_auth.clone(),
+            },
+            names: admin::Names::of_this_machine(),
+            doctor: self.examination.as_ref().map(Examination::on_request),
+            drain: shutdown.drain.clone(),
+        };
+        let debug = self.debug_web.then(|| admin::Debug::new(debug));
+        shutdown.spawn(sample(self.access.recent(), totals, shutdown.drain.clone()));
 
         let measured = self.http.clone();
         shutdown.spawn(self.registry.run(
@@ -271,7 +307,7 @@ impl App {
                     filter: self.filter.clone(),
                     pulls: pulls.clone(),
                     heard: self.heard,
-                    token: self.token.map(Arc::new),
+                    token,
                     basic_auth: self.basic_auth,
                     uploads: self.uploads,
                     inflight: self.inflight.clone(),
@@ -281,17 +317,16 @@ impl App {
             ),
             shutdown.clone(),
         ));
-        let mut pages = admin::router(self.metrics);
-        let mut snapshots = watch::Sender::default();
         if let Some(examination) = self.examination {
-            snapshots = examination.snapshots.clone();
-            pages = pages.merge(admin::doctor::router(examination.on_request()));
             shutdown.spawn(examination.observe(shutdown.drain.clone()));
             shutdown.spawn(examination.begin(shutdown.drain.clone()));
         }
         shutdown.spawn(
-            self.admin
-                .run(self.http.measure(pages, admin::handler), shutdown.clone()),
+            self.admin.run(
+                self.http
+                    .measure(admin::router(self.metrics, debug), admin::handler),
+                shutdown.clone(),
+            ),
         );
         if let Some(introduction) = self.introduction {
             let routes = admin::id::router(introduce(swarm.clone()));
@@ -302,7 +337,7 @@ impl App {
             router,
             self.filter,
             pulls,
-            snapshots,
+            holdings,
             self.readiness.guard("content"),
             shutdown.drain.clone(),
         ));
@@ -358,6 +393,37 @@ impl App {
         info!("ended");
         Ok(())
     }
+}
+
+/// Where this process is reached by itself.
+fn from_here(listening: SocketAddr) -> Vec<SocketAddr> {
+    let port = listening.port();
+    match listening.ip().is_unspecified() {
+        true => vec![
+            (Ipv4Addr::LOCALHOST, port).into(),
+            (Ipv6Addr::LOCALHOST, port).into(),
+        ],
+        false => vec![listening],
+    }
+}
+
+/// What minutes hold is as exact as this.
+async fn sample(recent: Recent, totals: admin::Tally, stop: CancellationToken) {
+    const EVERY: Duration = Duration::from_secs(5);
+    let mut ticks = tokio::time::interval(EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => recent.sample(&totals()),
+        }
+    }
+}
+
+fn neighbours(swarm: Kad) -> admin::Neighbours {
+    Arc::new(move || {
+        let swarm = swarm.clone();
+        Box::pin(async move { swarm.neighbours().await })
+    })
 }
 
 fn introduce(swarm: Kad) -> admin::id::Introduce {

@@ -2,7 +2,9 @@
 //!
 //! What was done goes to stdout, one line for each file; logs go to stderr, as everywhere.
 
+pub mod ask;
 pub mod cleanup_wait;
+pub mod try_pull;
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -21,13 +21,18 @@ use libp2p::Multiaddr;
 
 pub use value::ListenAddr;
 
-use options::{RawCleanup, RawCleanupWait, RawCommand, RawConfiguration, RawDoctor, RawRegistry};
+use options::{
+    RawCleanup, RawCleanupWait, RawCommand, RawConfiguration, RawDoctor, RawFind, RawPeers,
+    RawPull, RawRegistry,
+};
 use reader::{Reader, absolute, domain, duration, list, listen_addr, refuse, zone};
 
 use crate::content::{containerd, layout};
 use crate::mirror::InFlightSharing;
+use crate::oci::ImageName;
 use crate::oci::filter::Pattern;
 use crate::routing::bootstrap::{http, parse_address};
+use crate::try_pull::{Platform, PlatformError};
 use crate::{hosts, telemetry};
 
 /// EX_USAGE of sysexits.h: the same command line will never do.
@@ -47,6 +52,9 @@ pub enum Command {
     Configuration(Configuration),
     Cleanup(Cleanup),
     CleanupWait(CleanupWait),
+    Pull(Pull),
+    Peers(Peers),
+    Find(Find),
     Version(Format),
 }
 
@@ -59,6 +67,8 @@ pub struct Registry {
     /// With what; None: plain HTTP.
     pub http_bootstrap_cert_dir: Option<PathBuf>,
     pub metrics_addr: ListenAddr,
+    /// Whether `/debug` is served there, too.
+    pub debug_web_enabled: bool,
     pub store: Store,
     /// None: a new identity at each start.
     pub data_dir: Option<PathBuf>,
@@ -153,6 +163,33 @@ pub struct CleanupWait {
     pub timeout: Duration,
 }
 
+/// An image that is to be tried.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pull {
+    pub image: ImageName,
+    pub platform: Platform,
+    pub registry_addr: ListenAddr,
+    /// None: there is no token.
+    pub data_dir: Option<PathBuf>,
+    pub basic_auth_dir: PathBuf,
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peers {
+    pub metrics_addr: ListenAddr,
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Find {
+    /// As it was typed: the daemon reads it.
+    pub reference: String,
+    pub metrics_addr: ListenAddr,
+    pub format: Format,
+}
+
+/// For people or for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Text,
@@ -205,6 +242,9 @@ where
         }
         RawCommand::Cleanup(raw) => cleanup(&mut reader, &raw).map(Command::Cleanup),
         RawCommand::CleanupWait(raw) => cleanup_wait(&mut reader, &raw).map(Command::CleanupWait),
+        RawCommand::Pull(raw) => pull(&mut reader, &raw).map(Command::Pull),
+        RawCommand::Peers(raw) => peers(&mut reader, &raw).map(Command::Peers),
+        RawCommand::Find(raw) => find(&mut reader, &raw).map(Command::Find),
         RawCommand::Version(raw) => format(&mut reader, &raw.format).map(Command::Version),
     };
     match (log, command) {
@@ -225,6 +265,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     let http_bootstrap_addr =
         reader.optional("http-bootstrap-addr", &raw.http_bootstrap_addr, listen_addr);
     let metrics_addr = reader.listen("metrics-addr", &raw.metrics_addr);
+    let debug_web_enabled = reader.boolean("debug-web-enabled", &raw.debug_web_enabled);
     let store = store(reader, raw);
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
     let require_node_token = reader.boolean("require-node-token", &raw.require_node_token);
@@ -310,6 +351,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         http_bootstrap_addr: http_bootstrap_addr?,
         http_bootstrap_cert_dir: http_bootstrap_cert_dir?,
         metrics_addr: metrics_addr?,
+        debug_web_enabled: debug_web_enabled?,
         store: store?,
         data_dir: data_dir?,
         require_node_token: require_node_token?,
@@ -569,6 +611,56 @@ fn cleanup(reader: &mut Reader, raw: &RawCleanup) -> Option<Cleanup> {
         containerd_registry_config_path: directory?,
         release: release?,
         addr: addr?,
+    })
+}
+
+fn pull(reader: &mut Reader, raw: &RawPull) -> Option<Pull> {
+    let image = raw.image.trim().parse::<ImageName>();
+    if let Err(e) = &image {
+        let cure = "write it in full, such as docker.io/library/nginx:1.27";
+        reader.word(
+            &raw.image,
+            &format!("is no image that can be asked for ({e})"),
+            cure,
+        );
+    }
+    let platform = match raw.platform.trim() {
+        "" => Some(Platform::here()),
+        text => reader.read("platform", text, |text| {
+            text.parse()
+                .or_else(|e: PlatformError| refuse(e.to_string(), "write it as linux/amd64"))
+        }),
+    };
+    let registry_addr = reader.listen("registry-addr", &raw.registry_addr);
+    let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
+    let basic_auth_dir = reader.read("basic-auth-dir", &raw.basic_auth_dir, absolute);
+    let format = format(reader, &raw.format);
+    Some(Pull {
+        image: image.ok()?,
+        platform: platform?,
+        registry_addr: registry_addr?,
+        data_dir: data_dir?,
+        basic_auth_dir: basic_auth_dir?,
+        format: format?,
+    })
+}
+
+fn peers(reader: &mut Reader, raw: &RawPeers) -> Option<Peers> {
+    let metrics_addr = reader.listen("metrics-addr", &raw.metrics_addr);
+    let format = format(reader, &raw.format);
+    Some(Peers {
+        metrics_addr: metrics_addr?,
+        format: format?,
+    })
+}
+
+fn find(reader: &mut Reader, raw: &RawFind) -> Option<Find> {
+    let metrics_addr = reader.listen("metrics-addr", &raw.metrics_addr);
+    let format = format(reader, &raw.format);
+    Some(Find {
+        reference: raw.reference.trim().to_string(),
+        metrics_addr: metrics_addr?,
+        format: format?,
     })
 }
 

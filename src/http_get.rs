@@ -1,14 +1,14 @@
-//! One small request without a body over a connection that is there already. The caller bounds its time; its size is
-//! bounded here.
+//! One small request over a connection that is there already. The caller bounds its time; its size is bounded here.
 
 use std::error::Error as _;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, HOST, LOCATION, USER_AGENT};
-use hyper::{Method, Request, StatusCode};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
+use hyper::http::request;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
@@ -49,33 +49,38 @@ pub async fn get(
     path: &str,
     limit: usize,
 ) -> Result<Answer, Error> {
-    send(stream, Method::GET, host, path, &[], limit).await
+    send(stream, Request::get(path), host, Bytes::new(), limit).await
 }
 
-/// The same with another method, and with more headers.
-pub async fn send(
+/// The same with JSON, as a POST.
+pub async fn post_json(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    method: Method,
     host: &str,
     path: &str,
-    headers: &[(&str, &str)],
+    json: String,
+    limit: usize,
+) -> Result<Answer, Error> {
+    let request = Request::post(path).header(CONTENT_TYPE, "application/json");
+    send(stream, request, host, json.into(), limit).await
+}
+
+/// The same with another method, more headers, or a body.
+pub async fn send(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: request::Builder,
+    host: &str,
+    body: Bytes,
     limit: usize,
 ) -> Result<Answer, Error> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // Ends with this request, whoever gives it up.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
+    let request = request
         .header(HOST, host)
         .header(ACCEPT, "*/*")
-        .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")));
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let request = request
-        .body(Empty::<Bytes>::new())
+        .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")))
+        .body(Full::new(body))
         .map_err(|e| Error::Http(e.to_string()))?;
     let response = match sender.send_request(request).await {
         Ok(response) => response,

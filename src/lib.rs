@@ -16,11 +16,12 @@
 //! ───────────┼────────┼────┬─┴──────┬─────────────────────
 //!            │     routing │     content                   SEAMS     two traits: what we need of the world
 //!            │        ▲    │        ▲
-//!   hosts, inflight  kad   │    containerd, layout         ADAPTERS  one foreign thing each
+//!   hosts, try_pull, │     │        │
+//!          inflight kad    │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: basic_auth, finding, http_get, metrics, node_token, private_file, readiness, regular_file, server,
-//!      shutdown, telemetry, tls
+//!    beside the stack: basic_auth, finding, http_get, metrics, node_token, private_file, readiness, recent, regular_file,
+//!      server, shutdown, telemetry, tls
 //! ```
 //!
 //! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and
@@ -45,6 +46,7 @@ pub mod node_token;
 pub mod oci;
 pub mod private_file;
 pub mod readiness;
+pub mod recent;
 pub mod registry;
 pub mod regular_file;
 pub mod routing;
@@ -54,3 +56,4 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tls;
+pub mod try_pull;

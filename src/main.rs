@@ -42,11 +42,26 @@ fn main() -> ExitCode {
             (done, _) => done,
         },
         Command::CleanupWait(config) => return wait(&config),
+        Command::Pull(config) => return asked(commands::try_pull::run(&config, &mut out)),
+        Command::Peers(config) => return asked(commands::ask::peers(&config, &mut out)),
+        Command::Find(config) => return asked(commands::ask::find(&config, &mut out)),
         Command::Version(format) => commands::version(format, &mut out),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => failed(&e),
+    }
+}
+
+/// Says on stderr, to a person, what went wrong; false: it went, and the answer is no.
+fn asked(answered: Result<bool>) -> ExitCode {
+    match answered {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("peili: {e:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -170,6 +185,7 @@ fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) 
     app::Config {
         registry: config.registry_addr.candidates(),
         admin: config.metrics_addr.candidates(),
+        debug_web: config.debug_web_enabled,
         introduction: config.http_bootstrap_addr.map(|addr| app::Introduction {
             listen: addr.candidates(),
             certificates: config.http_bootstrap_cert_dir.map(CertDir::new),

@@ -28,11 +28,13 @@ use crate::basic_auth::Secret;
 use crate::metrics;
 use crate::oci::distribution::{ByteRange, MAX_MANIFEST, Span};
 use crate::oci::{Digest, Key, media_type};
+use crate::recent::Journey;
 use crate::routing::{Peer, PeerId, Router};
 use attempt::{Ask, PeerError};
 use body::Sources;
 use flight::boarding::Boarding;
 use flight::{Flight, Puller};
+pub use scoreboard::Score;
 use scoreboard::Scoreboard;
 use search::{Delivery, Search};
 
@@ -162,6 +164,8 @@ pub struct Wanted {
     /// As containerd asked for it: `/v2/…?ns=…`.
     pub path_and_query: String,
     pub puller: Puller,
+    /// Told who brings it, and who does not.
+    pub journey: Journey,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -261,14 +265,14 @@ impl Mirror {
     ) -> Result<Fetched, FetchError> {
         let ask = Ask {
             method: Method::GET,
-            path_and_query: wanted.path_and_query,
+            path_and_query: wanted.path_and_query.clone(),
             range,
             growing: None,
         };
         if self.is_hopeless(&wanted.key) {
             return Err(FetchError::Hopeless(wanted.key));
         }
-        let mut sources = self.sources(wanted.key, &wanted.puller).await?;
+        let mut sources = self.sources(wanted).await?;
         let source = sources.deliver(&ask).await?;
         let answer = &source.delivery.answer;
         let (span, total) = (answer.span, answer.total);
@@ -282,19 +286,25 @@ impl Mirror {
     }
 
     /// Those who hold `key`, and those who are getting it.
-    async fn sources(&self, key: Key, puller: &Puller) -> Result<Sources, FetchError> {
+    async fn sources(&self, wanted: Wanted) -> Result<Sources, FetchError> {
+        let Wanted {
+            key,
+            puller,
+            journey,
+            ..
+        } = wanted;
         let began = Instant::now();
         let boarding = match (&key, &self.flight) {
-            (Key::Content(digest), Some(flight)) if flight.is_on() => {
+            (Key::Content(digest), Some(flight)) if flight.is_on() && !puller.is_trial => {
                 if flight.leads_just_now(digest) {
                     return Err(FetchError::Lead(key));
                 }
-                Boarding::begin(self, digest, puller, began).await
+                Boarding::begin(self, digest, &puller, began).await
             }
             _ => None,
         };
         Ok(Sources {
-            search: Search::new(self.clone(), key, began),
+            search: Search::new(self.clone(), key, began, journey),
             boarding,
         })
     }
@@ -313,6 +323,17 @@ impl Mirror {
         holders
     }
 
+    /// What is remembered of peers that have been asked for something.
+    pub fn scores(&self) -> HashMap<PeerId, Score> {
+        self.scoreboard.all()
+    }
+
+    /// What this node is getting, and how it takes part in that; nothing where it shares nothing.
+    pub fn flights(&self) -> Vec<flight::UnderWay> {
+        let flight = self.flight.as_ref();
+        flight.map(Flight::under_way).unwrap_or_default()
+    }
+
     /// Length of a blob in bytes.
     pub async fn blob_size(&self, wanted: Wanted) -> Result<u64, FetchError> {
         let ask = Ask {
@@ -321,14 +342,23 @@ impl Mirror {
             range: None,
             growing: None,
         };
-        let mut search = Search::new(self.clone(), wanted.key, Instant::now());
+        let mut search = Search::new(
+            self.clone(),
+            wanted.key,
+            Instant::now(),
+            wanted.journey.clone(),
+        );
         let delivery = search.deliver(&ask).await?;
+        let peer = &delivery.peer;
+        wanted.journey.begins(peer.id.as_str(), peer.at(), false);
         Ok(delivery.answer.total)
     }
 
     /// A manifest by digest. What does not have the digest is not taken, and the next peer is asked.
     pub async fn manifest(&self, wanted: Wanted, digest: &Digest) -> Result<Manifest, FetchError> {
-        if let Some(flight) = &self.flight {
+        if let Some(flight) = &self.flight
+            && !wanted.puller.is_trial
+        {
             flight.asked_for_manifest(&wanted.puller.image, digest);
         }
         let is_it = |bytes: &[u8]| digest.verifies(bytes).then(|| digest.clone());
@@ -373,11 +403,11 @@ impl Mirror {
     ) -> Result<Manifest, FetchError> {
         let ask = Ask {
             method: Method::GET,
-            path_and_query: wanted.path_and_query,
+            path_and_query: wanted.path_and_query.clone(),
             range: None,
             growing: None,
         };
-        let mut sources = self.sources(wanted.key, &wanted.puller).await?;
+        let mut sources = self.sources(wanted).await?;
         loop {
             let mut source = sources.deliver(&ask).await?;
             let content_type = source.delivery.answer.content_type.take();
@@ -393,6 +423,8 @@ impl Mirror {
                     Some(digest) => {
                         let peer = &source.delivery.peer.id;
                         self.scoreboard.delivered(peer, Instant::now());
+                        sources.begins(&source);
+                        sources.search.journey.brought(bytes.len() as u64);
                         if let Some(boarding) = &sources.boarding {
                             boarding.gives_up_to(bytes.len() as u64);
                         }

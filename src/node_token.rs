@@ -135,6 +135,14 @@ impl NodeToken {
         }
     }
 
+    /// What this node's own containerd sends; None where there is none, or none that can be used.
+    pub fn header(&self) -> Option<String> {
+        match self.known() {
+            Known::Token(token) => Some(token),
+            Known::None | Known::Unusable => None,
+        }
+    }
+
     /// Says at once what would otherwise be found out by a pull.
     pub fn check(&self) -> Result<(), Error> {
         read(&self.path).map(drop)

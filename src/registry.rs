@@ -40,6 +40,7 @@ use crate::oci::distribution::{
 use crate::oci::filter::Filter;
 use crate::oci::{Digest, Repository};
 use crate::readiness::Readiness;
+use crate::recent::Journey;
 use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
 use access::{Access, Source};
@@ -142,6 +143,8 @@ struct Asked {
     /// Whether it is this node's containerd that asks.
     is_ours: bool,
     puller: Puller,
+    /// Where it is told who brings it.
+    journey: Journey,
 }
 
 impl Asked {
@@ -187,12 +190,12 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
     let understood = match caller {
         _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized { is_containerd }),
         Caller::Refused => Err(Error::Refused),
-        caller => understand(parts, from_peer, caller == Caller::Ours),
+        caller => understand(parts, &access, from_peer, caller == Caller::Ours),
     };
     let answered = match understood {
         Ok(_) if has_body(body).await => Err(Error::RequestBody),
         Ok(asked) => {
-            access.understood(asked.ns.as_deref());
+            access.understood();
             if is_containerd && asked.is_ours && !asked.from_peer {
                 registry.heard.note(asked.manifest());
             }
@@ -230,6 +233,7 @@ impl Registry {
             key: asked.resource.key().ok_or(Miss::NoKey)?,
             path_and_query: asked.path_and_query.clone(),
             puller: asked.puller.clone(),
+            journey: asked.journey.clone(),
         })
     }
 
@@ -275,15 +279,25 @@ impl Registry {
     }
 }
 
-fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Error> {
+/// The registry on whose behalf it is asked.
+fn ns_of(parts: &Parts) -> Option<String> {
+    let query = parts.uri.query().unwrap_or_default();
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(name, _)| name == "ns")
+        .map(|(_, value)| value.into_owned())
+        .filter(|ns| !ns.is_empty())
+}
+
+fn understand(
+    parts: Parts,
+    access: &Access,
+    from_peer: bool,
+    is_ours: bool,
+) -> Result<Asked, Error> {
     if parts.method != Method::GET && parts.method != Method::HEAD {
         return Err(Error::Method(parts.method));
     }
-    let query = parts.uri.query().unwrap_or_default();
-    let ns = form_urlencoded::parse(query.as_bytes())
-        .find(|(name, _)| name == "ns")
-        .map(|(_, value)| value.into_owned())
-        .filter(|ns| !ns.is_empty());
+    let ns = ns_of(&parts);
     let is_head = parts.method == Method::HEAD;
     let path = parts.uri.path();
     let (may_ask_again, path) = match after_again(path) {
@@ -296,6 +310,7 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
         image: format!("{}/{image}", ns.as_deref().unwrap_or_default()),
         generation: generation_of(user_agent(&parts)),
         may_ask_again,
+        is_trial: access.is_trial(),
     };
     Ok(Asked {
         resource: Resource::parse(below, ns.as_deref()).map_err(Error::Path)?,
@@ -326,6 +341,7 @@ fn understand(parts: Parts, from_peer: bool, is_ours: bool) -> Result<Asked, Err
             .map(|ConnectInfo(remote)| remote.ip()),
         is_ours,
         puller,
+        journey: access.journey(),
     })
 }
 

@@ -9,6 +9,7 @@ pub mod rendezvous;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -66,6 +67,18 @@ pub struct Peer {
     pub zone: Option<Arc<str>>,
 }
 
+/// A peer as its router knows it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    pub peer: Peer,
+    /// Whether there is a connection to its router. Idle ones end after a minute, which says nothing against it.
+    pub is_connected: bool,
+    /// The last round trip between the routers.
+    pub round_trip: Option<Duration>,
+    /// Whether it understands messages, as Peili does and Spegel does not. None until that is known.
+    pub speaks: Option<bool>,
+}
+
 /// Whether somebody at `by` may send this node to `ip`: to nobody who is no node, and to this machine only if `by` is on
 /// it, too.
 pub fn may_be_peer(ip: IpAddr, by: IpAddr) -> bool {
@@ -81,6 +94,11 @@ pub fn may_be_peer(ip: IpAddr, by: IpAddr) -> bool {
 }
 
 impl Peer {
+    /// One of its addresses, to tell it by.
+    pub fn at(&self) -> Option<SocketAddr> {
+        self.registry.first().copied()
+    }
+
     /// Whether it is known to stand in another zone than `zone`.
     pub fn is_far_from(&self, zone: Option<&str>) -> bool {
         matches!((self.zone.as_deref(), zone), (Some(its), Some(zone)) if its != zone)

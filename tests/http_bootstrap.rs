@@ -52,6 +52,7 @@ impl Node {
         let app = App::bind(Config {
             registry: anywhere.clone(),
             admin: anywhere.clone(),
+            debug_web: true,
             introduction: Some(Introduction {
                 listen: introduction,
                 certificates: certificates.map(CertDir::new),

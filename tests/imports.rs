@@ -19,6 +19,7 @@ const BESIDE: &[&str] = &[
     "node_token",
     "private_file",
     "readiness",
+    "recent",
     "regular_file",
     "server",
     "shutdown",
@@ -34,7 +35,7 @@ const SEAM_ADAPTERS: &[&str] = &[
     "routing::bootstrap",
     "routing::flight",
 ];
-const ADAPTERS: &[&str] = &["hosts", "inflight"];
+const ADAPTERS: &[&str] = &["hosts", "inflight", "try_pull"];
 const FLOWS: &[&str] = &["mirror", "advertise"];
 const EDGES: &[&str] = &["registry", "admin"];
 
@@ -48,6 +49,7 @@ const RULES: &[(&str, &[&[&str]])] = &[
     ("node_token", &[&["private_file"]]),
     ("private_file", &[]),
     ("readiness", &[]),
+    ("recent", &[]),
     ("regular_file", &[]),
     ("shutdown", &[]),
     ("metrics", &[]),
@@ -86,6 +88,7 @@ const RULES: &[(&str, &[&[&str]])] = &[
     //
     ("hosts", &[WORDS, BESIDE]),
     ("inflight", &[WORDS, BESIDE]),
+    ("try_pull", &[WORDS, BESIDE]),
     //
     ("mirror", &[SEAMS, &["inflight"], WORDS, BESIDE]),
     ("advertise", &[SEAMS, &["inflight"], WORDS, BESIDE]),
@@ -95,7 +98,10 @@ const RULES: &[(&str, &[&[&str]])] = &[
         "registry",
         &[FLOWS, SEAMS, &["hosts", "inflight"], WORDS, BESIDE],
     ),
-    ("admin", &[FLOWS, SEAMS, &["hosts"], WORDS, BESIDE]),
+    (
+        "admin",
+        &[FLOWS, SEAMS, &["hosts", "try_pull"], WORDS, BESIDE],
+    ),
     //
     // It looks at everything, and nobody below looks at it.
     (

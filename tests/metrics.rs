@@ -412,7 +412,7 @@ async fn whatever_is_asked_labels_have_few_values() {
         (
             "handler",
             &[
-                "blob", "manifest", "version", "livez", "readyz", "metrics", "other",
+                "blob", "manifest", "version", "livez", "readyz", "metrics", "debug", "other",
             ][..],
         ),
         ("method", &["GET", "HEAD", "other"]),

@@ -9,6 +9,7 @@ use peili::mirror::flight::Puller;
 use peili::mirror::{self, FetchError, Fetched, Mirror, Wanted};
 use peili::oci::distribution::{ByteRange, Span};
 use peili::oci::{Digest, Key};
+use peili::recent::Journey;
 use peili::routing::Router;
 use peili::routing::rendezvous::Generation;
 use peili::testing::noise;
@@ -65,7 +66,9 @@ impl World {
                 image: "registry.test/app".to_string(),
                 generation: Generation::One,
                 may_ask_again: false,
+                is_trial: false,
             },
+            journey: Journey::default(),
         }
     }
 

@@ -483,7 +483,7 @@ async fn what_containerd_pulls_is_told_under_the_name_by_which_it_has_asked() {
         Arc::new(node.router.clone()),
         Arc::new(filter),
         node.pulls.clone(),
-        Default::default(),
+        peili::advertise::Holdings::default(),
         node.readiness.guard("content"),
         stop.clone(),
     ));
@@ -1138,7 +1138,7 @@ async fn the_cluster_is_told_what_the_node_holds_and_no_more() {
         Arc::new(node.router.clone()),
         Arc::default(),
         node.pulls.clone(),
-        Default::default(),
+        peili::advertise::Holdings::default(),
         node.readiness.guard("content"),
         stop.clone(),
     ));

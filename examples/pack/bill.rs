@@ -92,7 +92,7 @@ mod tests {
         for needed in ["libp2p", "tokio", "axum", "ring"] {
             assert!(names.contains(needed), "{needed}");
         }
-        for other in ["tar", "indicatif", "rcgen", "windows-sys"] {
+        for other in ["tar", "flate2", "rcgen", "windows-sys"] {
             assert!(!names.contains(other), "{other}");
         }
         assert_eq!(

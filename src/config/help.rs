@@ -88,6 +88,36 @@ Examples:
   peili cleanup-wait \\
     --probe-endpoint peili-cleanup.peili.svc.cluster.local.:8080";
 
+pub(super) const PULL: &str = "\
+Examples:
+  # Does a pull come from other nodes? In a pod the variables are set already.
+  kubectl exec -n peili ds/peili -- \\
+    /peili pull docker.io/library/nginx:1.27
+
+  # The same on a node, where the mirror serves at another port.
+  peili pull docker.io/library/nginx:1.27 --registry-addr :30020 \\
+    --data-dir /var/lib/peili
+
+  # For a script.
+  peili pull ghcr.io/team/app:v1 --platform linux/arm64 --format json";
+
+pub(super) const PEERS_COMMAND: &str = "\
+Examples:
+  peili peers
+
+  # In a pod, and for a script.
+  kubectl exec -n peili ds/peili -- /peili peers --format json
+  peili peers --metrics-addr 127.0.0.1:9090 --format json";
+
+pub(super) const FIND: &str = "\
+Examples:
+  # Who has this image, by its tag?
+  peili find docker.io/library/nginx:1.27
+
+  # And one of its layers?
+  peili find --format json \\
+    sha256:4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945";
+
 pub(super) const VERSION: &str = "\
 Examples:
   peili version --format json";

@@ -57,6 +57,20 @@ pub(super) enum RawCommand {
     /// Exit code 0: done; 69: not within --timeout, and which addresses are missing is said; 143: SIGTERM came first.
     #[command(after_long_help = help::CLEANUP_WAIT)]
     CleanupWait(RawCleanupWait),
+    /// Pulls an image through this node's mirror as containerd would, stores nothing, and says what came from where.
+    ///
+    /// Every digest is checked. What no node of the cluster holds is a failure here: containerd would go to the registry.
+    /// Exit code 0: all of it came; 1: not all did.
+    #[command(after_long_help = help::PULL)]
+    Pull(RawPull),
+    /// Says which other nodes this node's mirror knows, how far they are, and what went from whom to whom.
+    #[command(after_long_help = help::PEERS_COMMAND)]
+    Peers(RawPeers),
+    /// Asks the cluster now who holds an image or a digest, and how long each answer took.
+    ///
+    /// Exit code 0: somebody does, or this node; 1: nobody.
+    #[command(after_long_help = help::FIND)]
+    Find(RawFind),
     /// Says which release this is.
     #[command(after_long_help = help::VERSION)]
     Version(RawVersion),
@@ -138,6 +152,15 @@ pub(super) struct RawRegistry {
         help_heading = ADDRESSES
     )]
     pub(super) metrics_addr: String,
+
+    /// Whether /debug is served beside /metrics: a page that shows whether the mirror works, and the same as JSON. Whoever
+    /// reaches the port can see which images are here. false: /debug is 404, and `peili peers` and `peili find` say so.
+    #[arg(
+        long, env = "DEBUG_WEB_ENABLED", default_value = "true", default_missing_value = "true",
+        num_args = 0..=1, require_equals = true, value_name = "true|false",
+        help_heading = ADDRESSES
+    )]
+    pub(super) debug_web_enabled: String,
 
     /// Where this node's content is. containerd: what its containerd holds. oci-layout: a directory of images, such as
     /// the seed of an air-gapped cluster; no containerd is needed, and the options for it are not used.
@@ -551,6 +574,92 @@ pub(super) struct RawRelease {
         help_heading = FILES
     )]
     pub(super) release_name: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawPull {
+    /// The image, written out in full: docker.io/library/nginx:1.27, or with a digest.
+    #[arg(value_name = "IMAGE", help_heading = CONTENT)]
+    pub(super) image: String,
+
+    /// Which image of an index, such as linux/arm64. Default: this machine's.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "OS/ARCH", help_heading = CONTENT)]
+    pub(super) platform: String,
+
+    /// Where this node's mirror serves. `:5000` is asked at loopback.
+    #[arg(
+        long,
+        env = "REGISTRY_ADDR",
+        default_value = ":5000",
+        value_name = "[IP]:PORT",
+        help_heading = ADDRESSES
+    )]
+    pub(super) registry_addr: String,
+
+    /// The directory that `configuration --data-dir` was given: with the token in it the mirror takes this for this
+    /// node's containerd. Default: there is none.
+    #[arg(
+        long,
+        env = "DATA_DIR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "PATH",
+        help_heading = ACCESS
+    )]
+    pub(super) data_dir: String,
+
+    /// Where the user name and the password for the mirror are, in two files called username and password. Neither file
+    /// there: nothing is sent.
+    #[arg(
+        long,
+        env = "BASIC_AUTH_DIR",
+        default_value = "/etc/secrets/basic-auth",
+        value_name = "PATH",
+        help_heading = ACCESS
+    )]
+    pub(super) basic_auth_dir: String,
+
+    /// text: bars on a terminal, lines elsewhere. json: one line for each event.
+    #[arg(long, default_value = "text", value_name = "text|json", help_heading = PROCESS)]
+    pub(super) format: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawPeers {
+    /// Where this node's mirror tells its metrics. `:9090` is asked at loopback.
+    #[arg(
+        long,
+        env = "METRICS_ADDR",
+        default_value = ":9090",
+        value_name = "[IP]:PORT",
+        help_heading = ADDRESSES
+    )]
+    pub(super) metrics_addr: String,
+
+    /// text or json.
+    #[arg(long, default_value = "text", value_name = "text|json", help_heading = PROCESS)]
+    pub(super) format: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RawFind {
+    /// An image written out in full, docker.io/library/nginx:1.27, or a digest: sha256:…
+    #[arg(value_name = "REFERENCE", help_heading = CONTENT)]
+    pub(super) reference: String,
+
+    /// Where this node's mirror tells its metrics. `:9090` is asked at loopback.
+    #[arg(
+        long,
+        env = "METRICS_ADDR",
+        default_value = ":9090",
+        value_name = "[IP]:PORT",
+        help_heading = ADDRESSES
+    )]
+    pub(super) metrics_addr: String,
+
+    /// text or json.
+    #[arg(long, default_value = "text", value_name = "text|json", help_heading = PROCESS)]
+    pub(super) format: String,
 }
 
 #[derive(Debug, Args)]

@@ -83,7 +83,6 @@ fn options(command: &Command) -> impl Iterator<Item = &Arg> {
 fn row(option: &Arg) -> String {
     let code = |text: &str| format!("`{}`", text.replace('|', "\\|"));
     let none = "–".to_string();
-    let flag = option.get_long().expect("a long name");
     let values = option.get_value_names().unwrap_or_default().join(" ");
     let takes_several = option.get_num_args().is_some_and(|n| n.max_values() > 1);
     let more = if takes_several { " …" } else { "" };
@@ -96,9 +95,13 @@ fn row(option: &Arg) -> String {
     let help = option.get_long_help().or(option.get_help());
     let help = help.expect("what it does").to_string();
     let help = help.trim_end_matches('.');
+    let name = match option.get_long() {
+        Some(flag) => format!("--{flag} <{values}>{more}"),
+        None => format!("<{values}>{more}"),
+    };
     format!(
         "| {} | {} | {default} | {}. |\n",
-        code(&format!("--{flag} <{values}>{more}")),
+        code(&name),
         variable.unwrap_or(none),
         help.replace('|', "\\|")
             .replace("\n\n", "<br>")

@@ -39,6 +39,7 @@ fn the_daemons_defaults_are_spegels() {
             http_bootstrap_addr: None,
             http_bootstrap_cert_dir: None,
             metrics_addr: ListenAddr::every(9090),
+            debug_web_enabled: true,
             store: Store::Containerd(containerd::Config {
                 socket: "/run/containerd/containerd.sock".into(),
                 namespace: "k8s.io".to_string(),

@@ -33,6 +33,17 @@ impl ListenAddr {
             .collect()
     }
 
+    /// Where whoever listens so is reached from the same machine.
+    pub fn from_here(self) -> Vec<SocketAddr> {
+        let ips = match self.ip {
+            Some(ip) if !ip.is_unspecified() => vec![ip],
+            _ => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        };
+        ips.into_iter()
+            .map(|ip| SocketAddr::new(ip, self.port))
+            .collect()
+    }
+
     /// Whether two listeners would take each other's port.
     pub fn overlaps(self, other: Self) -> bool {
         let all = |ip: Option<IpAddr>| ip.is_none_or(|ip| ip.is_unspecified());

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use hyper::{Method, StatusCode};
+use hyper::StatusCode;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -51,7 +51,7 @@ async fn post(candidates: &[SocketAddr]) -> Result<Answer, Silence> {
             }
         };
         let host = at.to_string();
-        let answer = http_get::send(stream, Method::POST, &host, PATH, &[], MAX_ANSWER);
+        let answer = http_get::post_json(stream, &host, PATH, "{}".into(), MAX_ANSWER);
         return answer
             .await
             .map_err(|e| Silence::Failed(format!("{at}: {e}")));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,8 +14,8 @@ use super::live::{Live, Peers};
 use super::observe::Observer;
 use super::{Config, Report, examine};
 use crate::admin::doctor::{Cost, Examine};
+use crate::advertise::Holdings;
 use crate::basic_auth::Secret;
-use crate::content::Snapshot;
 use crate::content::containerd::Containerd;
 use crate::finding::State;
 use crate::oci::filter::Filter;
@@ -33,8 +33,8 @@ pub struct Examination {
     pub observer: Observer,
     /// None: this node's content is a directory.
     pub containerd: Option<Containerd>,
-    /// What this node held last.
-    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    /// What this node holds.
+    pub holdings: Holdings,
     pub routing: kad::Metrics,
     pub router: Arc<dyn Router>,
     pub filter: Arc<Filter>,
@@ -45,12 +45,12 @@ pub struct Examination {
 impl Examination {
     /// Watches what containerd does, until `stop`.
     pub fn observe(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
-        let snapshots = self.snapshots.subscribe();
+        let holdings = self.holdings.subscribe();
         let (observer, filter) = (self.observer.clone(), self.filter.clone());
         let containerd = self.containerd.clone();
         async move {
             if let Some(containerd) = containerd {
-                observer.run(snapshots, containerd, filter, stop).await;
+                observer.run(holdings, containerd, filter, stop).await;
             }
         }
     }
@@ -86,9 +86,9 @@ impl Examination {
     async fn answer(&self, cost: Cost) -> Value {
         let mut live = self.live();
         if cost == Cost::Traffic {
-            let snapshot = self.snapshots.borrow().clone();
+            let held = self.holdings.now();
             let secret = self.basic_auth.as_deref();
-            let delivered = deliver(self.router.clone(), &snapshot, &self.filter, secret);
+            let delivered = deliver(self.router.clone(), &held.snapshot, &self.filter, secret);
             live.delivery = Some(delivered.await);
         }
         let report = examine(&self.config, Ok(live.clone())).await;

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper::{Method, StatusCode};
+use bytes::Bytes;
+use hyper::{Request, StatusCode};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use tokio::net::TcpStream;
@@ -278,10 +279,15 @@ async fn served(mirror: &hosts::Mirror) -> Answer<Served> {
         true => host.to_string(),
         false => format!("{host}:80"),
     };
-    let headers: Vec<(&str, &str)> = mirror.headers.iter().map(|(n, v)| (&**n, &**v)).collect();
     let get = async |path: &str| {
         let stream = TcpStream::connect(&at).await.map_err(|e| e.to_string())?;
-        http_get::send(stream, Method::GET, host, path, &headers, MAX_ANSWER)
+        let request = mirror
+            .headers
+            .iter()
+            .fold(Request::get(path), |request, (name, value)| {
+                request.header(name, value)
+            });
+        http_get::send(stream, request, host, Bytes::new(), MAX_ANSWER)
             .await
             .map_err(|e| e.to_string())
     };

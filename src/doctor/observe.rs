@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::live::Observed;
+use crate::advertise::Held;
 use crate::content::containerd::Containerd;
 use crate::content::{ContentStore as _, Image, Snapshot};
 use crate::metrics;
@@ -82,7 +83,7 @@ impl Observer {
     /// Watches until `stop`. `filter` says whose pulls ought to come to us.
     pub async fn run(
         self,
-        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        mut holdings: watch::Receiver<Arc<Held>>,
         containerd: Containerd,
         filter: Arc<Filter>,
         stop: CancellationToken,
@@ -100,15 +101,17 @@ impl Observer {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = snapshots.changed() => if changed.is_err() {
+                changed = holdings.changed() => if changed.is_err() {
                     return;
                 },
                 () = later => {}
             }
-            let snapshot = snapshots.borrow_and_update().clone();
+            let held = holdings.borrow_and_update().clone();
             let looked = async {
-                pulls.look(&self, &snapshot, &containerd, &filter).await;
-                layers.look(&self, &snapshot, &containerd).await
+                pulls
+                    .look(&self, &held.snapshot, &containerd, &filter)
+                    .await;
+                layers.look(&self, &held.snapshot, &containerd).await
             };
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -107,11 +107,23 @@ impl Sources {
         }
     }
 
+    /// Its bytes are the first that are handed on.
+    pub fn begins(&self, source: &Source) {
+        let peer = &source.delivery.peer;
+        let journey = &self.search.journey;
+        journey.begins(peer.id.as_str(), peer.at(), source.growing.is_some());
+    }
+
     /// A source did not deliver, or not to the end.
     pub fn failed(&mut self, source: &Source, error: PeerError) {
         match (&mut self.boarding, source.growing) {
             // It is no better than its own source was.
-            (Some(boarding), Some(_)) => boarding.failed(&source.delivery.peer, &error),
+            (Some(boarding), Some(_)) => {
+                let peer = &source.delivery.peer;
+                let journey = &self.search.journey;
+                journey.failed(peer.id.as_str(), peer.at(), &error);
+                boarding.failed(peer, &error);
+            }
             _ => self.search.failed(&source.delivery.peer, error),
         }
     }
@@ -125,6 +137,7 @@ pub(super) fn unbroken(
     in_flight: InFlight,
 ) -> BoxStream<'static, io::Result<Bytes>> {
     let Span { start, end } = source.delivery.answer.span;
+    sources.begins(&source);
     let body = Body {
         sources,
         path_and_query,
@@ -271,9 +284,17 @@ impl Body {
         let (key, peer) = (&self.sources.search.key, &source.delivery.peer);
         debug!(%key, peer = %peer.id, offset = self.offset, "body goes on");
         self.sources.search.mirror.metrics.resumed.inc();
+        self.tell();
+        let journey = &self.sources.search.journey;
+        journey.resumes(peer.id.as_str(), peer.at(), source.growing.is_some());
         self.source = source;
         (self.brought, self.since, self.waited) = (0, 0, Duration::ZERO);
         self.longest = Duration::ZERO;
+    }
+
+    /// What the present peer has brought goes into the journey: once for each peer, and not for each chunk.
+    fn tell(&self) {
+        self.sources.search.journey.brought(self.brought);
     }
 
     fn rest(&self) -> Ask {
@@ -286,6 +307,12 @@ impl Body {
             }),
             growing: None,
         }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.tell();
     }
 }
 

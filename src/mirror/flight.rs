@@ -32,11 +32,11 @@ use tokio_util::sync::CancellationToken;
 use super::InFlightSharing;
 use crate::basic_auth::Secret;
 use crate::content::ContentStore;
-use crate::inflight::{Inflight, Passing, Uplink};
+use crate::inflight::{Inflight, Ingest, Passing, Uplink};
 use crate::metrics;
 use crate::oci::Digest;
 use crate::routing::PeerId;
-use crate::routing::rendezvous::{self, Generation, Rendezvous, Standing};
+use crate::routing::rendezvous::{self, Generation, Progress, Rendezvous, Standing};
 use blame::Distrust;
 use images::Images;
 use part::{Part, Role};
@@ -124,6 +124,25 @@ struct Inner {
     metrics: Metrics,
 }
 
+/// One content that this node is getting, and its part in it.
+#[derive(Clone, Debug)]
+pub struct UnderWay {
+    pub digest: Digest,
+    /// `registry/repository`.
+    pub image: String,
+    pub role: Role,
+    /// For how long it has had this role.
+    pub since: Duration,
+    /// Bytes that are here, from the first on.
+    pub offset: u64,
+    /// Its length in bytes, once that is known.
+    pub total: Option<u64>,
+    /// Bytes per second at which it grows.
+    pub rate: u64,
+    /// How whoever is furthest among those who lead stands.
+    pub leaders: Progress,
+}
+
 /// Whose pull a request is part of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Puller {
@@ -132,6 +151,8 @@ pub struct Puller {
     pub generation: Generation,
     /// A 404 is not the last word: containerd asks us once more.
     pub may_ask_again: bool,
+    /// Nothing is stored of what it gets, so nobody can follow it, and it takes part in no flight.
+    pub is_trial: bool,
 }
 
 impl Flight {
@@ -158,6 +179,23 @@ impl Flight {
         self.0.sharing != InFlightSharing::Off
             && !self.0.is_leaving.load(Ordering::Relaxed)
             && self.0.inflight.is_on()
+    }
+
+    /// What this node is getting now, for people.
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        let now = Instant::now();
+        let parts = self.parts();
+        let all = parts.iter().map(|(digest, part)| UnderWay {
+            digest: digest.clone(),
+            image: part.image.clone(),
+            role: part.role.clone(),
+            since: now.saturating_duration_since(part.since),
+            offset: part.offset,
+            total: part.ingest.as_ref().map(Ingest::total),
+            rate: part.rate(now),
+            leaders: part.progress,
+        });
+        all.collect()
     }
 
     /// Takes part in nothing any more, and says so: this node's listener is about to refuse those who would follow. Bodies

@@ -43,6 +43,11 @@ impl Scoreboard {
         self.lock().get(peer).cloned().unwrap_or(Score::new(now))
     }
 
+    /// What is known of everybody.
+    pub fn all(&self) -> HashMap<PeerId, Score> {
+        self.lock().clone()
+    }
+
     /// A request to `peer` begins; it is under way until the returned value is dropped.
     pub fn begin(&self, peer: &PeerId, now: Instant) -> UnderWay {
         self.update(peer, now, |score| score.in_flight += 1);

@@ -15,6 +15,7 @@ use super::scoreboard::UnderWay;
 use super::select::Candidate;
 use super::{FetchError, Mirror, select};
 use crate::oci::Key;
+use crate::recent::Journey;
 use crate::routing::{Peer, PeerId, may_be_peer};
 
 /// From the request to the first byte, lookup and all, whoever is asked. containerd has no timeout of its own for this,
@@ -41,6 +42,7 @@ pub(super) struct Delivery {
 pub(super) struct Search {
     pub mirror: Mirror,
     pub key: Key,
+    pub journey: Journey,
     /// When a first byte must have come.
     pub deadline: Instant,
     /// None when the lookup has ended.
@@ -71,12 +73,13 @@ struct Asking {
 
 impl Search {
     /// For a request that began at `began`.
-    pub fn new(mirror: Mirror, key: Key, began: Instant) -> Self {
+    pub fn new(mirror: Mirror, key: Key, began: Instant, journey: Journey) -> Self {
         Self {
             lookup: Some(mirror.router.lookup(key.clone())),
             deadline: began + FIRST_BYTE,
             mirror,
             key,
+            journey,
             untried: Vec::new(),
             heard_of: HashSet::new(),
             known_at: HashSet::new(),
@@ -152,6 +155,7 @@ impl Search {
                     } else {
                         if asking.iter().any(|asked| !asked.is_second_chance) {
                             self.mirror.metrics.hedged.inc();
+                            self.journey.hedged();
                             is_hedge = true;
                         }
                         give_up_at = self.deadline;
@@ -241,6 +245,7 @@ impl Search {
 
     fn note(&mut self, peer: &Peer, error: PeerError, mark: bool) {
         debug!(key = %self.key, peer = %peer.id, %error, "peer did not deliver");
+        self.journey.failed(peer.id.as_str(), peer.at(), &error);
         let attempts = &self.mirror.metrics.attempts;
         attempts.with_label_values(&[error.outcome()]).inc();
         if mark && error.is_failure() {

@@ -20,6 +20,12 @@ pub struct DigestError {
     reason: String,
 }
 
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 impl Digest {
     /// `sha256`, for example.
     pub fn algorithm(&self) -> &str {

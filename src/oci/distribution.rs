@@ -19,6 +19,11 @@ pub const MIRRORED: &str = "x-spegel-mirrored";
 pub const GROWING: &str = "x-peili-growing";
 /// Comes with the 404 to such a request: a [`Flight`].
 pub const FLIGHT: &str = "x-peili-flight";
+/// Whoever tries whether a pull would work sends it: nothing is stored, so nobody is to wait for what it gets, and it is
+/// counted as nobody's pull. Whoever sends it without cause only loses by it.
+pub const TRIAL: &str = "x-peili-trial";
+/// Such a one is told where the answer came from: `local`, or `peer` and where that one's registry is.
+pub const SOURCE: &str = "x-peili-source";
 
 /// Where hosts.toml lists a mirror more than once, all but its last entry begin with this and a number:
 /// `/again/1/v2/<name>/blobs/<digest>`. A 404 there is not the last word.

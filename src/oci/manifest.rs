@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde::Deserialize;
 
 use super::Digest;
+use super::media_type::of_manifest;
 
 /// No more of each kind of manifest than the digests: what else is in it is others' concern, or of a later version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,107 @@ impl Listed {
             manifests: digests(manifest.manifests),
             blobs: digests(blobs),
         }
+    }
+}
+
+/// A manifest or an index as whoever pulls it reads it.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    pub media_type: String,
+    /// Of an index.
+    pub manifests: Vec<Listing>,
+    /// Of an image.
+    pub config: Option<Descriptor>,
+    pub layers: Vec<Descriptor>,
+}
+
+/// A part, by its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    pub digest: Digest,
+    /// Length in bytes, as whoever made the image says.
+    pub size: u64,
+    pub media_type: String,
+}
+
+/// An image in an index, and what it runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    pub descriptor: Descriptor,
+    pub os: String,
+    pub architecture: String,
+    pub variant: Option<String>,
+}
+
+impl Contents {
+    /// None where the bytes are neither. Parts whose digest is of an algorithm that is not known are passed over.
+    pub fn of(manifest: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Manifest {
+            #[serde(default)]
+            manifests: Vec<Part>,
+            config: Option<Part>,
+            #[serde(default)]
+            layers: Vec<Part>,
+        }
+        #[derive(Deserialize)]
+        struct Part {
+            digest: String,
+            #[serde(default)]
+            size: u64,
+            #[serde(default, rename = "mediaType")]
+            media_type: String,
+            #[serde(default)]
+            platform: Platform,
+        }
+        #[derive(Default, Deserialize)]
+        struct Platform {
+            #[serde(default)]
+            os: String,
+            #[serde(default)]
+            architecture: String,
+            variant: Option<String>,
+        }
+        let media_type = of_manifest(manifest)?;
+        let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
+        let part = |part: Part| {
+            let descriptor = Descriptor {
+                digest: part.digest.parse().ok()?,
+                size: part.size,
+                media_type: part.media_type,
+            };
+            Some((descriptor, part.platform))
+        };
+        let alone = |it: Part| part(it).map(|(descriptor, _)| descriptor);
+        Some(Self {
+            media_type,
+            manifests: manifest
+                .manifests
+                .into_iter()
+                .filter_map(part)
+                .map(|(descriptor, platform)| Listing {
+                    descriptor,
+                    os: platform.os,
+                    architecture: platform.architecture,
+                    variant: platform.variant,
+                })
+                .collect(),
+            config: manifest.config.and_then(alone),
+            layers: manifest.layers.into_iter().filter_map(alone).collect(),
+        })
+    }
+}
+
+impl Listing {
+    /// `linux/arm64/v8`.
+    pub fn platform(&self) -> String {
+        let variant = self.variant.as_ref().map(|variant| format!("/{variant}"));
+        format!(
+            "{}/{}{}",
+            self.os,
+            self.architecture,
+            variant.unwrap_or_default()
+        )
     }
 }
 

@@ -5,6 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -20,10 +21,12 @@ use prometheus::{HistogramVec, IntCounter, IntCounterVec, Registry};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::after_again;
 use super::error::Error;
+use super::{after_again, ns_of};
 use crate::metrics;
 use crate::mirror::InFlight;
+use crate::oci::distribution::{SOURCE, TRIAL};
+use crate::recent::{Asked, Asker, ByBytes, ByRequests, Ended, Journey, Recent, Totals, Transfer};
 use crate::server::flush::Flushes;
 use crate::telemetry::Seldom;
 
@@ -71,6 +74,8 @@ pub struct Metrics {
     pub(super) relayed: IntCounter,
     saved: IntCounter,
     unauthorized: IntCounterVec,
+    /// What is remembered of each, for people.
+    recent: Recent,
 }
 
 impl Metrics {
@@ -125,6 +130,7 @@ impl Metrics {
                 "Requests refused for want of the right user name and password, by who sent them: peer, other.",
                 &["from"],
             ),
+            recent: Recent::default(),
         };
         // A counter that is not there looks like a scrape that failed.
         for source in Source::OF_MIRROR {
@@ -141,13 +147,41 @@ impl Metrics {
         }
         metrics
     }
+
+    /// What these requests were.
+    pub fn recent(&self) -> Recent {
+        self.recent.clone()
+    }
+
+    /// How the numbers stand.
+    pub fn totals(&self) -> Totals {
+        let requests = |source: Source| {
+            let counter = self.requests.with_label_values(&[source.as_str()]);
+            counter.get()
+        };
+        let bytes = |source| self.bytes.with_label_values(&[source]).get();
+        Totals {
+            requests: ByRequests {
+                local: requests(Source::Local),
+                peer: requests(Source::Peer),
+                miss: requests(Source::Miss),
+                failed: requests(Source::Failed),
+            },
+            bytes: ByBytes {
+                local: bytes(Source::Local.as_str()),
+                peer: bytes(Source::Peer.as_str()),
+                in_flight: bytes(IN_FLIGHT),
+            },
+            saved: self.saved.get(),
+            uploaded: self.uploaded.get(),
+        }
+    }
 }
 
 /// One request, from its head to the end of its body. Told when dropped.
 pub(super) struct Access {
     began: Instant,
     remote: Option<SocketAddr>,
-    method: Method,
     path: String,
     /// Whether it came to an entry of hosts.toml whose 404 is not the last word.
     again: bool,
@@ -157,40 +191,60 @@ pub(super) struct Access {
     from_peer: bool,
     source: Source,
     status: StatusCode,
-    bytes: u64,
     /// From the request to the first chunk of its body.
     first_byte: Option<Duration>,
     /// What the response's head has promised.
     length: Option<u64>,
     error: Option<String>,
+    /// As others see it while it is under way; its bytes are counted here alone.
+    transfer: Arc<Transfer>,
     metrics: Metrics,
 }
 
 impl Access {
     pub(super) fn begin(parts: &Parts, from_peer: bool, metrics: Metrics) -> Self {
         let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let remote = remote.map(|ConnectInfo(remote)| *remote);
+        let (path, ns) = (parts.uri.path(), ns_of(parts));
+        let transfer = metrics.recent.begin(Asked {
+            by: match from_peer {
+                true => Asker::Peer,
+                false if parts.headers.contains_key(TRIAL) => Asker::Trial,
+                false => Asker::Containerd,
+            },
+            remote: remote.map(|remote| remote.ip()),
+            ..Asked::of(parts.method.as_str(), path, ns.as_deref())
+        });
         Self {
             began: Instant::now(),
-            remote: remote.map(|ConnectInfo(remote)| *remote),
-            method: parts.method.clone(),
-            path: parts.uri.path().chars().take(300).collect(),
-            again: after_again(parts.uri.path()).is_some(),
-            ns: None,
+            remote,
+            path: path.chars().take(300).collect(),
+            again: after_again(path).is_some(),
+            ns,
             counts: false,
             from_peer,
             source: Source::Miss,
             status: StatusCode::INTERNAL_SERVER_ERROR,
-            bytes: 0,
             first_byte: None,
             length: None,
             error: None,
+            transfer,
             metrics,
         }
     }
 
-    pub(super) fn understood(&mut self, ns: Option<&str>) {
-        self.counts = true;
-        self.ns = ns.map(str::to_string);
+    pub(super) fn understood(&mut self) {
+        // What the metrics tell is what containerd gets; a trial stores nothing.
+        self.counts = !self.is_trial();
+    }
+
+    pub(super) fn is_trial(&self) -> bool {
+        self.transfer.asked.by == Asker::Trial
+    }
+
+    /// Where to tell who brings it.
+    pub(super) fn journey(&self) -> Journey {
+        self.transfer.journey.clone()
     }
 
     pub(super) fn failed(mut self, error: &Error, status: StatusCode) {
@@ -234,13 +288,27 @@ impl Access {
     /// The response with a body that is counted, and that ends badly only behind all of its bytes.
     pub(super) fn with_body(
         mut self,
-        response: Response,
+        mut response: Response,
         source: Source,
         flushes: &Flushes,
     ) -> Response {
         self.source = source;
         self.status = response.status();
         let in_flight = response.extensions().get().cloned();
+        if self.is_trial() {
+            let from = self.transfer.journey.from();
+            let from = from.last().and_then(|leg| leg.at);
+            let said = match from {
+                Some(at) => format!("{} {at}", source.as_str()),
+                None => source.as_str().to_string(),
+            };
+            let said = HeaderValue::from_str(&said);
+            let headers = response.headers_mut();
+            headers.extend(
+                said.ok()
+                    .map(|said| (HeaderName::from_static(SOURCE), said)),
+            );
+        }
         let length = response.headers().get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         response.map(|body| {
@@ -249,7 +317,13 @@ impl Access {
             }
             let chunks = body.into_data_stream().map_err(io::Error::other);
             self.length = length;
-            let moved = Moved::new(&self.metrics, self.from_peer, source, in_flight);
+            if let Some(length) = length {
+                self.transfer.promised(length);
+            }
+            let moved = match self.is_trial() {
+                true => None,
+                false => Some(Moved::new(&self.metrics, self.from_peer, source, in_flight)),
+            };
             Body::from_stream(flushes.before_the_end_of(Counted {
                 chunks,
                 moved,
@@ -269,14 +343,14 @@ impl Access {
             ($level:ident) => {
                 $level!(
                     remote,
-                    method = %self.method,
+                    method = self.transfer.asked.method,
                     path = self.path,
                     again = self.again,
                     ns = self.ns,
                     from_peer = self.from_peer,
                     source,
                     status = self.status.as_u16(),
-                    bytes = self.bytes,
+                    bytes = self.transfer.bytes(),
                     first_byte = self.first_byte.map(|time| time.as_secs_f64()),
                     seconds = took.as_secs_f64(),
                     error = self.error,
@@ -306,19 +380,28 @@ impl Access {
 
 impl Drop for Access {
     fn drop(&mut self) {
-        if self.length.is_some_and(|length| self.bytes < length) {
+        let bytes = self.transfer.bytes();
+        if self.length.is_some_and(|length| bytes < length) {
             self.source = Source::Failed;
             self.error
                 .get_or_insert_with(|| "the client left".to_string());
         }
         self.tell();
+        let ended = Ended {
+            status: self.status.as_u16(),
+            source: self.source.as_str(),
+            first_byte: self.first_byte,
+            error: self.error.take(),
+        };
+        self.metrics.recent.end(&self.transfer, ended);
     }
 }
 
 /// A body that knows how much of it was taken, and counts it as it goes: a layer may take minutes.
 struct Counted<S> {
     chunks: S,
-    moved: Moved,
+    /// None: it is not counted.
+    moved: Option<Moved>,
     access: Access,
 }
 
@@ -371,8 +454,10 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
                 access
                     .first_byte
                     .get_or_insert_with(|| access.began.elapsed());
-                access.bytes += chunk.len() as u64;
-                self.moved.count(chunk.len() as u64);
+                access.transfer.brought(chunk.len() as u64);
+                if let Some(moved) = &self.moved {
+                    moved.count(chunk.len() as u64);
+                }
             }
             Poll::Ready(Some(Err(e))) => {
                 self.access.source = Source::Failed;

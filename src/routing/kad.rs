@@ -59,7 +59,7 @@ pub use transport::Carrier;
 
 use super::bootstrap::{Bootstrap, BootstrapError, Bootstrapper};
 use super::messenger::{Call, MAX_MESSAGE, Meeting, Messenger, Unreachable};
-use super::{Peer, PeerId, Router, RouterClosed};
+use super::{Neighbour, Peer, PeerId, Router, RouterClosed};
 use crate::oci::Key;
 use crate::readiness::Guard;
 use addresses::{Policy, multiaddr};
@@ -140,6 +140,7 @@ enum Command {
     Refused(PeerId),
     Leave(oneshot::Sender<()>),
     Neighbours(oneshot::Sender<Vec<Vec<SocketAddr>>>),
+    Peers(oneshot::Sender<Vec<Neighbour>>),
     Closest {
         meeting: Meeting,
         waiter: meetings::Waiter,
@@ -325,6 +326,14 @@ impl Kad {
         all.take(MAX)
             .map(|at| at.into_iter().map(multiaddr).collect())
             .collect()
+    }
+
+    /// Who is in the routing table or connected, in the order of their names. A router that has ended knows nobody.
+    pub async fn neighbours(&self) -> Vec<Neighbour> {
+        let (asker, told) = oneshot::channel();
+        // An error is seen by the waiter.
+        let _ = self.send(Command::Peers(asker));
+        told.await.unwrap_or_default()
     }
 
     /// Tells the peers connected now that this node leaves, and returns when they know, or after a moment. Nothing is

@@ -211,6 +211,7 @@ fn every_value_reaches_the_program() {
         ("ZONE", "zone-b"),
         ("POD_IPS", "198.51.100.7,2001:db8::7"),
         ("SHUTDOWN_GRACE_PERIOD", "30s"),
+        ("DEBUG_WEB_ENABLED", "true"),
     ] {
         assert_eq!(env(&registry, variable), value, "{variable}");
     }
@@ -234,6 +235,8 @@ fn every_value_reaches_the_program() {
         env(&off.env("configuration"), "TAG_RESOLUTION"),
         "upstream-only"
     );
+    let closed = tools.objects(&["--set", "peili.debugWebEnabled=false"]);
+    assert_eq!(env(&closed.env("registry"), "DEBUG_WEB_ENABLED"), "false");
     let long = tools.objects(&["--set", "terminationGracePeriodSeconds=120"]);
     assert_eq!(env(&long.env("registry"), "SHUTDOWN_GRACE_PERIOD"), "120s");
     assert_eq!(long.pod()["terminationGracePeriodSeconds"], 120);
@@ -356,6 +359,9 @@ fn notes_say_what_to_do_next_and_what_to_mind() {
     assert!(plain.contains("for every registry"), "{plain}");
     assert!(plain.contains("rollout status daemonset/peili"), "{plain}");
     assert!(!plain.contains("NOTICE"), "{plain}");
+    assert!(plain.contains("/debug/web/"), "{plain}");
+    let closed = notes(tools, &["--set", "peili.debugWebEnabled=false"]);
+    assert!(!closed.contains("/debug/"), "{closed}");
     for (set, word) in [
         ("spegel.logLevel=DEBUG", "block `spegel`"),
         ("service.registry.mode=nodePort", "up to 30 s"),

@@ -72,6 +72,19 @@ pub async fn send(
     send_over(stream, to, method, path, headers, upload).await
 }
 
+/// The same with more in it. A `host` among the headers is sent in place of the address.
+pub async fn send_here(
+    to: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<Answer> {
+    let stream = async { Ok(TcpStream::connect(to).await?) };
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    send_over(stream, to, method, path, headers, Upload::Bytes(body)).await
+}
+
 async fn send_over(
     stream: impl Future<Output = Result<TcpStream>>,
     to: SocketAddr,
@@ -89,8 +102,10 @@ async fn send_over(
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(HOST, to.to_string())
             .header(CONTENT_LENGTH, length);
+        if !headers.iter().any(|(name, _)| *name == HOST.as_str()) {
+            request = request.header(HOST, to.to_string());
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -85,6 +85,15 @@ impl Loopback {
 
     /// Starts all, and returns when each is ready.
     pub async fn start(&self, peili: &Path) -> Result<()> {
+        self.start_with(peili, |_| Vec::new()).await
+    }
+
+    /// The same, with more to say to each.
+    pub async fn start_with(
+        &self,
+        peili: &Path,
+        more: impl Fn(&LoopbackNode) -> Vec<String>,
+    ) -> Result<()> {
         let routers = self
             .nodes
             .iter()
@@ -93,7 +102,7 @@ impl Loopback {
             .map(|router| format!("/ip4/{}/tcp/{}", router.ip(), router.port()))
             .collect();
         for node in &self.nodes {
-            node.spawn(peili, &peers)?;
+            node.spawn(peili, &peers, &more(node))?;
         }
         futures::future::try_join_all(self.nodes.iter().map(LoopbackNode::ready)).await?;
         Ok(())
@@ -181,8 +190,9 @@ impl LoopbackNode {
         (self.ip, port).into()
     }
 
-    fn spawn(&self, peili: &Path, peers: &[String]) -> Result<()> {
-        let command = self.command(peili, "registry", peers);
+    fn spawn(&self, peili: &Path, peers: &[String], more: &[String]) -> Result<()> {
+        let mut command = self.command(peili, "registry", peers);
+        command.args(more);
         File::create(&self.log)?;
         *self.daemon.lock().unwrap() = Some(Daemon::spawn(command, &self.name, &self.log)?);
         Ok(())

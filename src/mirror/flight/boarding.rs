@@ -357,6 +357,7 @@ mod tests {
     use crate::inflight::{ContentRoot, Inflight, Uplink};
     use crate::mirror::flight::{Metrics, Parts};
     use crate::mirror::{self, Fetched, InFlightSharing, Wanted};
+    use crate::recent::Journey;
     use crate::routing::Router as _;
     use crate::routing::rendezvous::{Course, Rendezvous, Standing};
     use crate::testing::content::FakeStore;
@@ -476,7 +477,9 @@ mod tests {
                 image: "registry.test/app".into(),
                 generation,
                 may_ask_again: false,
+                is_trial: false,
             },
+            journey: Journey::default(),
         }
     }
 

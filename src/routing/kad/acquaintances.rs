@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libp2p::PeerId;
 use tokio::time::Instant;
@@ -48,6 +49,8 @@ struct Acquaintance {
     speaks: Option<bool>,
     /// Where it was when it was last connected.
     at: HashSet<SocketAddr>,
+    /// Of the last ping.
+    round_trip: Option<Duration>,
     heard: Instant,
 }
 
@@ -71,6 +74,20 @@ impl Acquaintances {
     /// A call showed that it does not understand messages, whatever it says of itself.
     pub fn is_stranger(&mut self, peer: PeerId, now: Instant) {
         self.of(peer, now).speaks = Some(false);
+    }
+
+    /// It has answered a ping.
+    pub fn answered(&mut self, peer: PeerId, round_trip: Duration, now: Instant) {
+        self.of(peer, now).round_trip = Some(round_trip);
+    }
+
+    pub fn round_trip(&self, peer: &PeerId) -> Option<Duration> {
+        self.peers.get(peer)?.round_trip
+    }
+
+    /// Whether it understands messages; None until it is known.
+    pub fn speaks(&self, peer: &PeerId) -> Option<bool> {
+        self.peers.get(peer)?.speaks
     }
 
     /// Its last connection has ended.
@@ -109,6 +126,7 @@ impl Acquaintances {
             zone: None,
             speaks: None,
             at: HashSet::new(),
+            round_trip: None,
             heard: now,
         });
         known.heard = now;

@@ -42,9 +42,9 @@ use super::metrics::Advertised;
 use super::records::{MAX_IN_FLIGHT, Schedule, record_key};
 use super::{Command, Metrics};
 use crate::readiness::Guard;
-use crate::routing::Peer;
 use crate::routing::bootstrap::Bootstrapper;
 use crate::routing::messenger::{Call, Unreachable};
+use crate::routing::{Neighbour, Peer};
 use join::Phase;
 pub use messages::MAX_CALLS;
 use messages::{Answer, Unintroduced};
@@ -299,6 +299,10 @@ impl EventLoop {
                 // It waits no longer.
                 let _ = asker.send(self.neighbours());
             }
+            Command::Peers(asker) => {
+                // It waits no longer.
+                let _ = asker.send(self.peers());
+            }
         }
     }
 
@@ -318,6 +322,30 @@ impl EventLoop {
         }
         neighbours.shuffle(&mut self.rng);
         neighbours
+    }
+
+    /// Who is in the routing table or connected, for people.
+    fn peers(&mut self) -> Vec<Neighbour> {
+        let mut ids: HashSet<PeerId> = self.connected.keys().copied().collect();
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        for bucket in kad.kbuckets() {
+            ids.extend(bucket.iter().map(|entry| *entry.node.key.preimage()));
+        }
+        let mut all = Vec::new();
+        for id in ids {
+            let registry = self.registry_of(id);
+            if registry.is_empty() {
+                continue;
+            }
+            all.push(Neighbour {
+                peer: self.peer_at(id, registry),
+                is_connected: self.connected.contains_key(&id),
+                round_trip: self.acquaintances.round_trip(&id),
+                speaks: self.acquaintances.speaks(&id),
+            });
+        }
+        all.sort_by(|a, b| a.peer.id.cmp(&b.peer.id));
+        all
     }
 
     fn keep_known(&mut self, now: Instant) {

@@ -47,6 +47,11 @@ impl EventLoop {
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 peer,
+                result: Ok(round_trip),
+                ..
+            })) => self.acquaintances.answered(peer, round_trip, now),
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
+                peer,
                 result: Err(ping::Failure::Timeout),
                 ..
             })) => {

@@ -288,7 +288,7 @@ impl EventLoop {
     }
 
     /// Where the registry of `peer` is: where the peer is connected, or was, or is said to be. Empty if that is not known.
-    fn registry_of(&mut self, peer: PeerId) -> Vec<SocketAddr> {
+    pub(super) fn registry_of(&mut self, peer: PeerId) -> Vec<SocketAddr> {
         if let Some(at) = self.connected.get(&peer)
             && !at.is_empty()
         {
