@@ -3,17 +3,16 @@
 #[allow(dead_code, reason = "each test uses its part of the lab")]
 mod lab;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::ImageSpec;
-use lab::http::get_here;
 use lab::loopback::{Loopback, LoopbackNode};
-use lab::process::{Daemon, eventually, find, with_log};
+use lab::process::{eventually, find, with_log};
+use lab::prometheus::{Prometheus, Sample};
 use serde_json::{Value, json};
 
 const PEILI: &str = env!("CARGO_BIN_EXE_peili");
@@ -47,33 +46,58 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no {key} in {value}"))
 }
 
-/// Every expression with where it stands.
-fn expressions(dashboard: &Value) -> Vec<(String, String)> {
+/// What is asked, where it stands, and the labels that its results are told apart by.
+#[derive(Clone, Debug)]
+struct Asked {
+    place: String,
+    expression: String,
+    labels: Vec<String>,
+}
+
+/// `{{outcome}} 99 %` is made from `outcome`.
+fn labels_of(legend: &str) -> Vec<String> {
+    let parts = legend.split("{{").skip(1);
+    parts
+        .filter_map(|part| Some(part.split_once("}}")?.0.to_owned()))
+        .collect()
+}
+
+fn expressions(dashboard: &Value) -> Vec<Asked> {
     let of_panels = panels(dashboard).flat_map(|panel| {
         let targets = panel["targets"].as_array().into_iter().flatten();
         targets.map(move |target| {
             let [title, kind, id] = [(panel, "title"), (panel, "type"), (target, "refId")]
                 .map(|(of, key)| text(of, key));
-            let place = format!("{title}, {kind}, {id}");
-            (place, text(target, "expr").to_owned())
+            Asked {
+                place: format!("{title}, {kind}, {id}"),
+                expression: text(target, "expr").to_owned(),
+                labels: match kind {
+                    "table" => vec!["node".to_owned()],
+                    _ => labels_of(text(target, "legendFormat")),
+                },
+            }
         })
     });
     of_panels.chain(variables(dashboard)).collect()
 }
 
-/// What Grafana asks for a variable's values, as an expression: `label_values(peili_peers{…}, node)`.
-fn variables(dashboard: &Value) -> impl Iterator<Item = (String, String)> {
+/// What Grafana asks for a variable's values, `label_values(peili_peers{…}, node)`, as an expression.
+fn variables(dashboard: &Value) -> impl Iterator<Item = Asked> {
     let all = dashboard["templating"]["list"].as_array().unwrap().iter();
-    all.filter(|variable| variable["type"] == "query").map(|variable| {
-        let query = text(&variable["query"], "query");
-        let inner = query.strip_prefix("label_values(").and_then(|q| q.strip_suffix(')'));
-        let (series, label) = inner.and_then(|q| q.rsplit_once(", ")).expect(query);
-        let name = text(variable, "name");
-        assert_eq!(label, name);
-        // A series without the label would be a value, too, of which Grafana makes none.
-        let labelled = format!("count by ({label}) ({series}) and on ({label}) count by ({label}) ({{{label}!=\"\"}})");
-        (format!("variable {name}"), labelled)
-    })
+    all.filter(|variable| variable["type"] == "query")
+        .map(|variable| {
+            let query = text(&variable["query"], "query");
+            let inner = query
+                .strip_prefix("label_values(")
+                .and_then(|q| q.strip_suffix(')'));
+            let (series, label) = inner.and_then(|q| q.rsplit_once(", ")).expect(query);
+            assert_eq!(label, text(variable, "name"));
+            Asked {
+                place: format!("variable {label}"),
+                expression: format!("count by ({label}) ({series})"),
+                labels: vec![label.to_owned()],
+            }
+        })
 }
 
 #[test]
@@ -123,10 +147,13 @@ fn every_expression_is_about_a_metric_that_there_is_and_heeds_each_variable() {
             .any(|name| page.contains(&format!("| `{name}` |")))
     };
     let dashboard = dashboard();
-    let of_panels = expressions(&dashboard)
-        .into_iter()
-        .filter(|(place, _)| !place.starts_with("variable"));
-    for (place, expression) in of_panels {
+    for Asked {
+        place, expression, ..
+    } in expressions(&dashboard)
+    {
+        if place.starts_with("variable") {
+            continue;
+        }
         let words = expression.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let metrics: Vec<&str> = words.filter_map(|word| word.strip_suffix('{')).collect();
         assert!(!metrics.is_empty(), "{place}: {expression}");
@@ -165,104 +192,36 @@ impl Selection {
     }
 }
 
-struct Prometheus {
-    address: SocketAddr,
-    daemon: Daemon,
-    log: PathBuf,
-}
-
-impl Prometheus {
-    /// None, and a word, where it is not installed; in CI that is a failure.
-    async fn start(dir: &Path, nodes: &[LoopbackNode], rules: Option<&Value>) -> Option<Self> {
-        let Some(program) = find("prometheus") else {
-            assert!(std::env::var_os("CI").is_none(), "run `make deps`");
-            eprintln!(
-                "skipped: no prometheus; `make deps` installs it (Debian's package prometheus)"
-            );
-            return None;
-        };
-        // As the operator's Prometheus has it, of a ServiceMonitor and of a PodMonitor.
-        let labels = |number: usize| {
-            json!({
-                "namespace": "mirrors", "pod": format!("peili-{number}"), "node": format!("node-{number}"),
-                "container": "registry", "endpoint": "metrics",
-            })
-        };
-        let scrape = |job: &str| {
-            let targets = nodes.iter().zip(1..).map(|(node, number)| {
-                json!({"targets": [node.metrics().to_string()], "labels": labels(number)})
-            });
-            json!({"job_name": job, "static_configs": targets.collect::<Vec<_>>()})
-        };
-        let mut config = json!({
-            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
-            "scrape_configs": [scrape("peili"), scrape("mirrors/peili")],
-        });
-        if let Some(rules) = rules {
-            std::fs::write(dir.join("rules.yml"), rules.to_string()).unwrap();
-            config["rule_files"] = json!(["rules.yml"]);
-        }
-        let file = dir.join("prometheus.yml");
-        std::fs::write(&file, config.to_string()).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
-        let mut command = Command::new(program);
-        command
-            .arg(format!("--config.file={}", file.display()))
-            .arg(format!(
-                "--storage.tsdb.path={}",
-                dir.join("tsdb").display()
-            ))
-            .arg(format!("--web.listen-address={address}"));
-        let log = dir.join("prometheus.log");
-        let daemon = Daemon::spawn(command, "prometheus", &log).unwrap();
-        let mut prometheus = Self {
-            address,
-            daemon,
-            log,
-        };
-        prometheus.ready().await;
-        Some(prometheus)
-    }
-
-    async fn ready(&mut self) {
-        let (address, daemon) = (self.address, &mut self.daemon);
-        let ready = eventually("prometheus", AT_ALL, async || {
-            daemon.check()?;
-            let answer = get_here(address, "/-/ready").await;
-            Ok(answer
-                .is_ok_and(|answer| answer.status.is_success())
-                .then_some(()))
+/// Prometheus over these nodes. None, and a word, where it is not installed; in CI that is a failure.
+async fn prometheus(cluster: &Loopback, rules: Option<&Value>) -> Option<Prometheus> {
+    let Some(program) = find("prometheus") else {
+        assert!(std::env::var_os("CI").is_none(), "run `make deps`");
+        eprintln!("skipped: no prometheus; `make deps` installs it (Debian's package prometheus)");
+        return None;
+    };
+    let dir = cluster.folder("prometheus").unwrap();
+    let labels = |number: usize| {
+        json!({
+            "namespace": "mirrors", "pod": format!("peili-{number}"), "node": format!("node-{number}"),
+            "container": "registry", "endpoint": "metrics",
         })
-        .await;
-        with_log(ready, &self.log).unwrap();
+    };
+    let scrape = |job: &str| {
+        let targets = cluster.nodes().iter().zip(1..).map(|(node, number)| {
+            json!({"targets": [node.metrics().to_string()], "labels": labels(number)})
+        });
+        json!({"job_name": job, "static_configs": targets.collect::<Vec<_>>()})
+    };
+    let mut config = json!({
+        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+        // The operator calls it so for a ServiceMonitor, and for a PodMonitor.
+        "scrape_configs": [scrape("peili"), scrape("mirrors/peili")],
+    });
+    if let Some(rules) = rules {
+        std::fs::write(dir.join("rules.yml"), rules.to_string()).unwrap();
+        config["rule_files"] = json!(["rules.yml"]);
     }
-
-    async fn get(&self, path: &str) -> Result<Value> {
-        let answer = get_here(self.address, path).await?.expect(200)?;
-        let answer: Value = serde_json::from_slice(&answer.body)?;
-        ensure!(answer["status"] == "success", "{path}: {answer}");
-        Ok(answer["data"].clone())
-    }
-
-    /// The values that are numbers.
-    async fn query(&self, expression: &str) -> Result<Vec<f64>> {
-        let query = form_urlencoded::Serializer::new(String::new())
-            .append_pair("query", expression)
-            .finish();
-        let data = self
-            .get(&format!("/api/v1/query?{query}"))
-            .await
-            .with_context(|| expression.to_owned())?;
-        let samples = data["result"]
-            .as_array()
-            .with_context(|| data.to_string())?;
-        let values = samples
-            .iter()
-            .filter_map(|sample| sample["value"][1].as_str()?.parse().ok());
-        Ok(values.filter(|value: &f64| !value.is_nan()).collect())
-    }
+    Some(Prometheus::start(&program, &dir, &config).await.unwrap())
 }
 
 /// The chart's PrometheusRule as Prometheus reads it. None, and a word, without helm; in CI that is a failure.
@@ -330,14 +289,60 @@ impl<'a> Busy<'a> {
     }
 }
 
+/// Whether there is a number, and every result has what its legend or its row is called by.
+fn is_told(asked: &Asked, samples: &[Sample]) -> bool {
+    let is_called = |sample: &Sample| {
+        let mut labels = asked.labels.iter();
+        labels.all(|label| {
+            sample
+                .labels
+                .get(label)
+                .is_some_and(|value| !value.is_empty())
+        })
+    };
+    samples.iter().all(is_called) && samples.iter().any(|sample| !sample.value().is_nan())
+}
+
+/// A colour, unit or threshold for what has another name is none, and Grafana does not say so.
+async fn colours_are_of_what_is_shown(dashboard: &Value, prometheus: &Prometheus) {
+    for panel in panels(dashboard) {
+        let mut names = BTreeSet::new();
+        for legend in panel["targets"].as_array().into_iter().flatten() {
+            let legend = text(legend, "legendFormat");
+            let Some(label) = labels_of(legend).pop() else {
+                names.insert(legend.to_owned());
+                continue;
+            };
+            let values = prometheus
+                .get(&format!("/api/v1/label/{label}/values"))
+                .await
+                .unwrap();
+            let values: Vec<String> = serde_json::from_value(values).unwrap();
+            let part = format!("{{{{{label}}}}}");
+            names.extend(values.iter().map(|value| legend.replace(&part, value)));
+        }
+        let columns = panel.pointer("/transformations/1/options/renameByName");
+        let columns = columns
+            .and_then(Value::as_object)
+            .into_iter()
+            .flat_map(|names| names.values());
+        names.extend(columns.map(|name| name.as_str().unwrap().to_owned()));
+        let overrides = panel["fieldConfig"]["overrides"].as_array();
+        for matcher in overrides.into_iter().flatten().map(|rule| &rule["matcher"]) {
+            let (title, name) = (text(panel, "title"), text(matcher, "options"));
+            assert!(names.contains(name), "{title}: {name} is none of {names:?}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_two_busy_nodes_no_expression_is_empty() {
     let cluster = Loopback::new(2).unwrap();
     cluster.start(Path::new(PEILI)).await.unwrap();
     let rules = rules();
-    let dir = cluster.folder("prometheus").unwrap();
-    let prometheus = Prometheus::start(&dir, cluster.nodes(), rules.as_ref()).await;
-    let Some(prometheus) = prometheus else { return };
+    let Some(prometheus) = prometheus(&cluster, rules.as_ref()).await else {
+        return;
+    };
     let mut busy = Busy::new(&cluster);
 
     let selections = [
@@ -355,40 +360,38 @@ async fn with_two_busy_nodes_no_expression_is_empty() {
         },
     ];
     let dashboard = dashboard();
-    let mut empty: BTreeMap<String, String> = BTreeMap::new();
-    for (place, expression) in expressions(&dashboard) {
-        for selection in selections {
-            let place = format!("{place}, job {}", selection.job);
-            let known = empty.insert(place, selection.fill(&expression));
-            assert!(known.is_none(), "two of {known:?}");
-        }
+    let mut open = Vec::new();
+    for asked in expressions(&dashboard) {
+        open.extend(selections.map(|selection| Asked {
+            place: format!("{}, job {}", asked.place, selection.job),
+            expression: selection.fill(&asked.expression),
+            ..asked.clone()
+        }));
     }
-    assert!(empty.len() > 100, "{empty:#?}");
+    assert!(open.len() > 100, "{open:#?}");
     let all = eventually("a value for each", AT_ALL, async || {
         busy.work().await?;
-        let mut still = BTreeMap::new();
-        for (place, expression) in std::mem::take(&mut empty) {
-            if prometheus.query(&expression).await?.is_empty() {
-                still.insert(place, expression);
+        let mut still = Vec::new();
+        for asked in std::mem::take(&mut open) {
+            let samples = prometheus.query(&asked.expression).await?;
+            if !is_told(&asked, &samples) {
+                still.push(asked);
             }
         }
-        empty = still;
-        Ok(empty.is_empty().then_some(()))
+        open = still;
+        Ok(open.is_empty().then_some(()))
     })
     .await;
-    with_log(all.with_context(|| format!("{empty:#?}")), &prometheus.log).unwrap();
+    with_log(all.with_context(|| format!("{open:#?}")), prometheus.log()).unwrap();
+    colours_are_of_what_is_shown(&dashboard, &prometheus).await;
 
     // What these two have done is what is shown.
     let stat = async |title: &str| {
         let title = format!("{title}, stat, A");
-        let (_, expression) = expressions(&dashboard)
-            .into_iter()
-            .find(|(place, _)| *place == title)
-            .unwrap();
-        prometheus
-            .query(&selections[1].fill(&expression))
-            .await
-            .unwrap()[0]
+        let mut all = expressions(&dashboard).into_iter();
+        let asked = all.find(|asked| asked.place == title).expect(&title);
+        let expression = selections[1].fill(&asked.expression);
+        prometheus.query(&expression).await.unwrap()[0].value()
     };
     let ratio = stat("Answered by other nodes").await;
     assert!(
