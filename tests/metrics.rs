@@ -27,7 +27,8 @@ const PREFACE: &str = "\
 
 What `/metrics` (port 9090) tells: every name, its type, its labels and what it means. The tables are written by `make docs`
 from a running Peili, and a test compares them. Names and labels are stable; a label has few values, whatever images,
-peers or clients are called. Bytes are counted as they leave, requests when their bodies have ended.
+peers or clients are called. Bytes are counted as they leave, requests when their bodies have ended. The chart's
+[dashboard](operating.md#the-dashboard) shows them.
 
 To begin with:
 

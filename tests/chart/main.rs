@@ -206,6 +206,10 @@ fn everything() -> tempfile::NamedTempFile {
             "enabled": true, "labels": {"a": "b"}, "relabelings": [{"action": "drop"}], "metricRelabelings": [{"action": "drop"}],
         },
         "prometheusRule": {"enabled": true, "labels": {"a": "b"}, "additionalRuleLabels": {"a": "b"}},
+        "grafanaDashboard": {
+            "enabled": true, "mode": "GrafanaOperator", "namespace": "monitoring", "annotations": {"a": "b"},
+            "grafanaOperator": {"folder": "Nodes", "matchLabels": {"a": "b"}, "allowCrossNamespaceImport": false},
+        },
         "networkPolicy": {
             "enabled": true, "nodeCIDRs": ["192.0.2.0/24"], "metricsFrom": [{"namespaceSelector": {}}],
             "mirrorsFrom": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "spegel"}}}],
@@ -238,6 +242,7 @@ fn path(file: &tempfile::NamedTempFile) -> &str {
     file.path().to_str().expect("UTF-8")
 }
 
+mod dashboard;
 #[path = "../lab/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part of the lab")]
 mod lab;

@@ -6,7 +6,8 @@ use std::process::Stdio;
 use super::*;
 
 /// Kinds of operators, whose schemas are not Kubernetes' own.
-const FOREIGN: [&str; 4] = [
+const FOREIGN: [&str; 5] = [
+    "GrafanaDashboard",
     "ServiceMonitor",
     "PodMonitor",
     "PrometheusRule",
@@ -44,7 +45,10 @@ fn kubernetes_accepts_what_is_rendered_with_each_preset_and_switch() {
             "--set",
             "peili.persistence.enabled=false,livenessProbe.enabled=false,serviceAccount.create=false",
         ],
-        vec!["--set", "podMonitor.enabled=true"],
+        vec![
+            "--set",
+            "podMonitor.enabled=true,grafanaDashboard.enabled=true",
+        ],
         vec!["--set", "peili.containerdMirrorAdd=false"],
     ];
     for case in cases.into_iter().chain(presets) {
@@ -121,6 +125,7 @@ fn helm_lints_and_packs_it() {
     for needed in [
         "peili/values.schema.json",
         "peili/presets/k3s.yaml",
+        "peili/dashboards/peili.json",
         "peili/README.md",
     ] {
         assert!(names.contains(needed), "{needed} is not in {names:?}");
@@ -177,8 +182,8 @@ fn what_cannot_be_is_refused_with_the_value_and_the_reason() {
             &["clusterSecret.existingSecret=\"x\"", "this release"],
         ),
         (
-            "grafanaDashboard.enabled=true",
-            &["grafanaDashboard.enabled=true", "this release"],
+            "grafanaDashboard.mode=Operator",
+            &["/grafanaDashboard/mode", "GrafanaOperator"],
         ),
         (
             "serviceMonitor.enabled=true,podMonitor.enabled=true",

@@ -34,6 +34,7 @@ pub mod net;
 pub mod node;
 pub mod peili;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod registry;
 pub mod workspace;

@@ -86,9 +86,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if .Values.clusterSecret.existingSecret -}}
 {{- fail (printf "clusterSecret.existingSecret=%q: this release has no membership by a shared secret; leave it empty" .Values.clusterSecret.existingSecret) -}}
 {{- end -}}
-{{- if .Values.grafanaDashboard.enabled -}}
-{{- fail "grafanaDashboard.enabled=true: this release has no dashboard; set it to false" -}}
-{{- end -}}
 {{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
 {{- fail "serviceMonitor.enabled and podMonitor.enabled: every pod would be scraped twice; choose one" -}}
 {{- end -}}
