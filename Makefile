@@ -35,7 +35,7 @@ test-matrix: deps containerds ## run the tests on real containerds once more, on
 	@for containerd in target/containerds/*/usr/bin/containerd; do \
 		echo "== $$containerd"; \
 		PEILI_TEST_CONTAINERD=$$PWD/$$containerd $(AS_ROOT) cargo test --all-features \
-			--test content --test sharing --test doctor --test hosts --test policy --test lab_itself --test fresh_node --test chart || exit 1; \
+			--test content --test sharing --test doctor --test hosts --test policy --test lab_itself --test fresh_node --test doctor --test chart || exit 1; \
 	done
 
 .PHONY: bench
