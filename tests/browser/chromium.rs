@@ -37,6 +37,8 @@ pub struct Chromium {
 /// One page, and all that was wrong with it since it was opened.
 pub struct Tab {
     page: Page,
+    /// None: as it was opened.
+    size: Mutex<Option<SetDeviceMetricsOverrideParams>>,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -123,11 +125,17 @@ impl Chromium {
         })
         .await?;
         note(&page, &seen, |seen, it: &EventExceptionThrown| {
-            seen.wrong
-                .push(format!("exception: {}", it.exception_details));
+            let thrown = it.exception_details.exception.as_ref();
+            let said = thrown.and_then(|thrown| thrown.description.clone());
+            let said = said.unwrap_or_else(|| it.exception_details.text.clone());
+            seen.wrong.push(format!("exception: {said}"));
         })
         .await?;
-        Ok(Tab { page, seen })
+        Ok(Tab {
+            page,
+            size: Mutex::default(),
+            seen,
+        })
     }
 
     /// Ends it, and waits until it has ended.
@@ -162,7 +170,8 @@ impl Tab {
         let scheme = MediaFeature::new("prefers-color-scheme", value);
         self.page.emulate_media_features(vec![scheme]).await?;
         let size = SetDeviceMetricsOverrideParams::new(width, 800, 1.0, width < 500);
-        self.page.execute(size).await?;
+        self.page.execute(size.clone()).await?;
+        *self.size.lock().unwrap() = Some(size);
         Ok(())
     }
 
@@ -210,7 +219,7 @@ impl Tab {
     /// Waits until a part of the page says it.
     pub async fn until_told(&self, selector: &str, words: &str) -> Result<()> {
         let script = format!(
-            "[...document.querySelectorAll({selector:?})].some((e) => e.innerText.includes({words:?}))"
+            "[...document.querySelectorAll({selector:?})].some((e) => (e.innerText ?? e.textContent).includes({words:?}))"
         );
         self.until(&format!("{words:?} in {selector}"), &script)
             .await
@@ -249,6 +258,11 @@ impl Tab {
         self.page
             .save_screenshot(whole, dir.join(format!("{name}.png")))
             .await?;
+        // For the picture the window was as high as the page, and afterwards it has no size of ours.
+        let size = self.size.lock().unwrap().clone();
+        if let Some(size) = size {
+            self.page.execute(size).await?;
+        }
         Ok(())
     }
 

@@ -150,7 +150,7 @@ pub(super) fn spokes(rows: &[Row]) -> Vec<Spoke> {
         };
         let (dx, dy) = (-angle.sin() * aside, angle.cos() * aside);
         let at = row.addresses.first().map(|at| at.ip().to_string());
-        let down = if y < MIDDLE.1 { -30.0 } else { 24.0 };
+        let down = if y < MIDDLE.1 { -30.0 } else { 32.0 };
         Spoke {
             state: row.state.clone(),
             name: at.unwrap_or_else(|| words::short_peer(&row.peer)),
