@@ -175,8 +175,10 @@ impl Tab {
         Ok(())
     }
 
-    /// Opens a page and waits until its script is live.
+    /// Opens a page before all others, and waits until its script is live.
     pub async fn open(&self, url: &str) -> Result<()> {
+        // Behind another tab nothing is drawn, and what waits for a frame waits for ever.
+        self.page.bring_to_front().await?;
         self.page.goto(url).await?;
         self.until("live", "document.querySelector('#live.on')")
             .await
@@ -254,6 +256,7 @@ impl Tab {
         let target = Path::new(env!("CARGO_BIN_EXE_peili")).ancestors().nth(2);
         let dir: PathBuf = target.context("a target directory")?.join("screenshots");
         std::fs::create_dir_all(&dir)?;
+        self.page.bring_to_front().await?;
         let whole = ScreenshotParams::builder().full_page(true).build();
         self.page
             .save_screenshot(whole, dir.join(format!("{name}.png")))
