@@ -96,7 +96,7 @@ test-image: ## the image that the chart's test runs
 	@$(MAKE) --no-print-directory image PROFILE=quick
 
 .PHONY: tools
-tools: deps ## build helm and install the schemas of Kubernetes, for the chart's tests
+tools: deps ## build helm, install the schemas of Kubernetes and get axe-core, for the tests of the chart and the debug page
 	@tests/tools
 
 .PHONY: fmt

@@ -195,3 +195,63 @@ fn why_not(image: &Image, filter: &Filter, held: &Held) -> String {
         Ok(()) => "not told yet".to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Repository, TagName};
+
+    #[test]
+    fn what_is_not_advertised_says_why() {
+        let repository = Repository::new("registry.test:5000", "team/app").unwrap();
+        let manifest: Digest = format!("sha256:{}", "ab".repeat(32)).parse().unwrap();
+        let tag = TagName::new(repository.clone(), "v1").unwrap();
+        let by_digest = Key::Content(manifest.clone());
+        for (name, hosts, pattern, told, why) in [
+            ("v1", None, None, None, "not told yet"),
+            (
+                "v1",
+                Some("ghcr.io"),
+                None,
+                None,
+                "registry.test:5000 is not among the mirrored registries",
+            ),
+            (
+                "v1",
+                Some("registry.test:5000"),
+                Some("team/.*:v1$"),
+                None,
+                "registry.test:5000/team/app:v1 is left out: the registry filter \"team/.*:v1$\" matches it",
+            ),
+            ("v1", None, Some(":latest$"), None, "not told yet"),
+            (
+                "",
+                None,
+                None,
+                Some(by_digest),
+                "it has no tag; its digest is advertised",
+            ),
+            (
+                "",
+                None,
+                None,
+                None,
+                "it has no tag, and its digest is left out or not told yet",
+            ),
+        ] {
+            let image = Image {
+                repository: repository.clone(),
+                tag: (!name.is_empty()).then(|| tag.clone()),
+                manifest: manifest.clone(),
+            };
+            let hosts = hosts.map(|host: &str| vec![host.to_string()]);
+            let patterns = pattern.iter().map(|text: &&str| text.parse().unwrap());
+            let filter = Filter::new(hosts, patterns.collect());
+            let held = Held {
+                told: Arc::new(told.into_iter().collect()),
+                ..Held::default()
+            };
+            assert_eq!(why_not(&image, &filter, &held), why, "{pattern:?}");
+        }
+    }
+}

@@ -103,6 +103,9 @@ pub(super) struct Spoke {
     pub state: String,
     pub name: String,
     pub note: String,
+    /// The middle of its circle.
+    pub x: String,
+    pub y: String,
     /// What this node gives.
     pub x1: String,
     pub y1: String,
@@ -119,10 +122,10 @@ pub(super) struct Spoke {
     pub note_y: String,
 }
 
-/// This node stands at (360, 180) of 720 by 360.
+/// This node stands at (360, 140) of 720 by 280.
 pub(super) fn spokes(rows: &[Row]) -> Vec<Spoke> {
-    const MIDDLE: (f64, f64) = (360.0, 180.0);
-    const RADIUS: (f64, f64) = (270.0, 120.0);
+    const MIDDLE: (f64, f64) = (360.0, 140.0);
+    const RADIUS: (f64, f64) = (270.0, 88.0);
     let rows = &rows[..rows.len().min(MAX_SPOKES)];
     let most = rows
         .iter()
@@ -141,21 +144,28 @@ pub(super) fn spokes(rows: &[Row]) -> Vec<Spoke> {
             MIDDLE.1 + RADIUS.1 * angle.sin(),
         );
         // Beside each other, not upon each other.
-        let (dx, dy) = (-angle.sin() * 5.0, angle.cos() * 5.0);
+        let aside = match row.bytes_from.min(row.bytes_to) {
+            0 => 0.0,
+            _ => 5.0,
+        };
+        let (dx, dy) = (-angle.sin() * aside, angle.cos() * aside);
         let at = row.addresses.first().map(|at| at.ip().to_string());
-        let down = if y < MIDDLE.1 { -30.0 } else { 24.0 };
+        let down = if y < MIDDLE.1 { -30.0 } else { 32.0 };
         Spoke {
             state: row.state.clone(),
             name: at.unwrap_or_else(|| words::short_peer(&row.peer)),
-            note: format!(
-                "{} from, {} to",
-                words::bytes(row.bytes_from),
-                words::bytes(row.bytes_to)
-            ),
-            x1: text(MIDDLE.0),
-            y1: text(MIDDLE.1),
-            x2: text(x),
-            y2: text(y),
+            note: match (row.bytes_from, row.bytes_to) {
+                (0, 0) => "nothing yet".to_string(),
+                (from, 0) => format!("gave {}", words::bytes(from)),
+                (0, to) => format!("took {}", words::bytes(to)),
+                (from, to) => format!("gave {}, took {}", words::bytes(from), words::bytes(to)),
+            },
+            x: text(x),
+            y: text(y),
+            x1: text(MIDDLE.0 - dx),
+            y1: text(MIDDLE.1 - dy),
+            x2: text(x - dx),
+            y2: text(y - dy),
             to_width: text(width(row.bytes_to)),
             u1: text(MIDDLE.0 + dx),
             v1: text(MIDDLE.1 + dy),

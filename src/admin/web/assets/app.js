@@ -136,17 +136,30 @@ document.addEventListener("click", (event) => {
 const findings = document.getElementById("findings");
 
 function tell(report) {
-  const list = element("ul");
-  let fine = 0;
-  for (const finding of report.findings) {
-    if (finding.state === "ok") { fine += 1; continue; }
-    const item = element("li");
-    const kinds = { broken: "badge failed", warning: "badge warn" };
-    item.append(element("span", finding.state, kinds[finding.state] || "badge"), ` ${finding.check}: ${finding.seen}`);
-    if (finding.cure) item.append(element("pre", finding.cure));
-    list.append(item);
+  const kinds = { broken: "badge failed", warning: "badge warn" };
+  const items = (states) => {
+    const list = element("ul", undefined, "findings");
+    for (const finding of report.findings.filter((one) => states.includes(one.state))) {
+      const item = element("li");
+      item.append(element("span", finding.state, kinds[finding.state] || "badge"), " ", element("b", finding.check), ` ${finding.seen}`);
+      if (finding.cure) item.append(element("pre", finding.cure));
+      list.append(item);
+    }
+    return list;
+  };
+  // What is to be done first; what could not be looked at is there for those who ask.
+  const wrong = items(["broken", "warning"]);
+  const skipped = items(["skipped"]);
+  const count = report.findings.length;
+  const fine = count - wrong.children.length - skipped.children.length;
+  const nothing = wrong.children.length ? "" : "Nothing that could be checked from here. ";
+  const told = [wrong, element("p", `${nothing}${fine} of ${count} checks found nothing wrong.`)];
+  if (skipped.children.length) {
+    const rest = element("details");
+    rest.append(element("summary", `${skipped.children.length} could not be made here`), skipped);
+    told.push(rest);
   }
-  findings.replaceChildren(list, element("p", `${fine} of ${report.findings.length} checks found nothing wrong.`, "quiet"));
+  findings.replaceChildren(...told);
 }
 
 async function examine(thoroughly) {

@@ -72,7 +72,7 @@ impl PullRow {
         let first = &pull.requests[0].request;
         let count = pull.requests.len();
         let mut summary = format!(
-            "{}, {} in {}, {} % from other nodes",
+            "{}, {} in {}, {} % of it from other nodes",
             if count == 1 {
                 "1 request".to_string()
             } else {
