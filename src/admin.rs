@@ -8,6 +8,7 @@ pub mod id;
 mod view;
 mod web;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::Router;
@@ -46,6 +47,14 @@ pub type Tally = Arc<dyn Fn() -> Totals + Send + Sync>;
 /// What the debug page and its JSON are made from. Cloneable.
 #[derive(Clone)]
 pub struct Debug {
+    parts: Arc<Parts>,
+    manifests: view::Manifests,
+    listeners: Arc<Semaphore>,
+    trials: Arc<Semaphore>,
+}
+
+/// What only the process knows.
+pub struct Parts {
     pub me: Peer,
     pub recent: Recent,
     pub totals: Tally,
@@ -64,51 +73,24 @@ pub struct Debug {
     pub doctor: Option<doctor::Examine>,
     /// Who listens is told to go then.
     pub drain: CancellationToken,
-    manifests: view::Manifests,
-    listeners: Arc<Semaphore>,
-    trials: Arc<Semaphore>,
-}
-
-/// What only the process knows, to begin with.
-pub struct Parts {
-    pub me: Peer,
-    pub recent: Recent,
-    pub totals: Tally,
-    pub neighbours: Neighbours,
-    pub router: Arc<dyn routing::Router>,
-    pub store: Arc<dyn ContentStore>,
-    pub mirror: Mirror,
-    pub holdings: Holdings,
-    pub filter: Arc<Filter>,
-    pub readiness: Readiness,
-    pub registry: try_pull::Registry,
-    pub names: Names,
-    /// Looks at this node; None: nobody can.
-    pub doctor: Option<doctor::Examine>,
-    pub drain: CancellationToken,
 }
 
 impl Debug {
     pub fn new(parts: Parts) -> Self {
         Self {
-            me: parts.me,
-            recent: parts.recent,
-            totals: parts.totals,
-            neighbours: parts.neighbours,
-            router: parts.router,
-            store: parts.store,
-            mirror: parts.mirror,
-            holdings: parts.holdings,
-            filter: parts.filter,
-            readiness: parts.readiness,
-            registry: parts.registry,
-            names: parts.names,
-            doctor: parts.doctor,
-            drain: parts.drain,
+            parts: Arc::new(parts),
             manifests: view::Manifests::default(),
             listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
             trials: Arc::new(Semaphore::new(MAX_TRIALS)),
         }
+    }
+}
+
+impl Deref for Debug {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
     }
 }
 

@@ -51,9 +51,9 @@ pub(super) async fn answer(State(debug): State<Debug>, body: Bytes) -> Response 
         Ok(permit) => permit,
         Err(refusal) => return *refusal,
     };
-    let events = try_pull::pull(debug.registry, image, platform);
+    let events = try_pull::pull(debug.registry.clone(), image, platform);
     let lines = stream::unfold(
-        (events, debug.drain, permit),
+        (events, debug.drain.clone(), permit),
         |(mut events, drain, permit)| async move {
             let event = tokio::select! {
                 () = drain.cancelled() => return None,
