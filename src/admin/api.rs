@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::error;
 
-use super::{Debug, view};
+use super::{Debug, MAX_TRIALS, view};
 pub use find::{Asked as FindAsked, Found};
 pub use view::peers::Peers;
 
@@ -103,7 +103,7 @@ fn a_trial(debug: &Debug) -> Result<OwnedSemaphorePermit, Box<Response>> {
     debug.trials.clone().try_acquire_owned().map_err(|_| {
         Box::new(refusal(
             StatusCode::TOO_MANY_REQUESTS,
-            "as many lookups and pulls as are allowed are being tried already: try again when one has ended",
+            format!("{MAX_TRIALS} lookups and pulls are being tried, as many as are allowed: try again when one has ended"),
         ))
     })
 }

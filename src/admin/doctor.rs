@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
 use futures::future::BoxFuture;
 use serde_json::Value;
-use tracing::error;
+
+use super::api::json;
 
 /// What may be spent on an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,30 +32,17 @@ pub fn router(examine: Examine) -> Router {
 }
 
 async fn look(State(examine): State<Examine>) -> Response {
-    answer(examine(Cost::Nothing).await)
+    json(&examine(Cost::Nothing).await)
 }
 
 async fn look_and_ask(State(examine): State<Examine>) -> Response {
-    answer(examine(Cost::Traffic).await)
-}
-
-fn answer(said: Value) -> Response {
-    let head = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
-    match serde_json::to_vec(&said) {
-        Ok(body) => (head, body).into_response(),
-        Err(e) => {
-            error!(error = %e, "findings cannot be written");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
-    }
+    json(&examine(Cost::Traffic).await)
 }
 
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
+    use axum::http::StatusCode;
     use http_body_util::BodyExt as _;
     use hyper::{Method, Request};
     use serde_json::json;

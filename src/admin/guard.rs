@@ -47,8 +47,8 @@ enum Refused {
         "refused: this request comes from another site ({0}). Whatever costs traffic is done from this page alone"
     )]
     Site(String),
-    #[error("refused: a POST here has the content type application/json")]
-    Type,
+    #[error("refused: the content type is {0:?}, and that of a POST here is application/json")]
+    Type(String),
 }
 
 impl Names {
@@ -78,7 +78,7 @@ pub(super) async fn guard(State(names): State<Names>, request: Request, next: Ne
         Ok(()) => next.run(request).await,
         Err(refused) => {
             let status = match refused {
-                Refused::Type => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                Refused::Type(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 Refused::Host(_) | Refused::Site(_) => StatusCode::FORBIDDEN,
             };
             (status, format!("{refused}\n")).into_response()
@@ -122,7 +122,7 @@ fn judge(method: &Method, headers: &HeaderMap, names: &Names) -> Result<(), Refu
     let kind = text(&header::CONTENT_TYPE).unwrap_or_default();
     match kind.split(';').next().map(str::trim) {
         Some(kind) if kind.eq_ignore_ascii_case("application/json") => Ok(()),
-        _ => Err(Refused::Type),
+        _ => Err(Refused::Type(quoted(kind))),
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::super::{Debug, view};
+use super::super::{Debug, MAX_LISTENERS, view};
 use super::refusal;
 
 /// What is under way is told this often, as long as something is.
@@ -22,7 +22,7 @@ pub(super) async fn listen(State(debug): State<Debug>) -> Response {
     let Ok(permit) = debug.listeners.clone().try_acquire_owned() else {
         return refusal(
             StatusCode::SERVICE_UNAVAILABLE,
-            "too many pages are open: close some",
+            format!("{MAX_LISTENERS} pages listen, as many as are allowed: close some"),
         );
     };
     let mut ticks = interval(TICK);
