@@ -21,6 +21,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::oci::{Digest, Key, Repository, TagName};
+use crate::server::sendfile::{FileSender, Window};
 
 /// Bytes read at once. Two of these are in memory for each body under way: with 64 uploads 256 KiB take 40 MiB, 1 MiB
 /// takes 105 and is no more than a tenth faster (measured; docs/performance.md). 64 KiB halves the throughput.
@@ -116,8 +117,20 @@ impl Blob {
 
     /// The bytes of `range`, in order and not more. A blob that turns out to be shorter ends with an error.
     pub fn read(&self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        self.send(range, &FileSender::default())
+    }
+
+    /// The same for a connection that can send parts of files: what is in the page cache is not read.
+    pub fn send(
+        &self,
+        range: Range<u64>,
+        sender: &FileSender,
+    ) -> BoxStream<'static, io::Result<Bytes>> {
         match &self.bytes {
-            BlobBytes::File(file) => read_file(file.clone(), range),
+            BlobBytes::File(file) => {
+                let window = sender.window(file, self.size);
+                read_file(file.clone(), window, range)
+            }
             BlobBytes::Reader(reader) => exactly(reader.read_range(range.clone()), range),
         }
     }
@@ -136,8 +149,13 @@ impl Blob {
 }
 
 /// Reads on the blocking pool: a file that is not in the page cache would stop a worker, and every body on it.
-fn read_file(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
-    stream::try_unfold(range, move |range| {
+fn read_file(
+    file: Arc<File>,
+    window: Option<Window>,
+    range: Range<u64>,
+) -> BoxStream<'static, io::Result<Bytes>> {
+    let state = (range, window);
+    stream::try_unfold(state, move |(range, window)| {
         let file = file.clone();
         async move {
             if range.is_empty() {
@@ -145,6 +163,10 @@ fn read_file(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Resul
             }
             let length = (range.end - range.start).min(CHUNK as u64) as usize;
             let start = range.start;
+            let next = start + length as u64;
+            if let Some(chunk) = window.as_ref().and_then(|it| it.cached(start..next)) {
+                return Ok(Some((chunk, (next..range.end, window))));
+            }
             let chunk = tokio::task::spawn_blocking(move || {
                 let mut chunk = vec![0; length];
                 let read = loop {
@@ -161,7 +183,7 @@ fn read_file(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Resul
                 return Err(shorter_than_it_was(start));
             }
             let next = start + chunk.len() as u64..range.end;
-            Ok(Some((Bytes::from(chunk), next)))
+            Ok(Some((Bytes::from(chunk), (next, window))))
         }
     })
     .boxed()

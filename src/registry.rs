@@ -43,6 +43,7 @@ use crate::readiness::Readiness;
 use crate::recent::Journey;
 use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
+use crate::server::sendfile::FileSender;
 use access::{Access, Source};
 use error::{Error, Miss};
 use heard::Heard;
@@ -143,6 +144,8 @@ struct Asked {
     /// Whether it is this node's containerd that asks.
     is_ours: bool,
     puller: Puller,
+    /// How its connection sends what is a file here.
+    sender: FileSender,
     /// Where it is told who brings it.
     journey: Journey,
 }
@@ -341,6 +344,7 @@ fn understand(
             .map(|ConnectInfo(remote)| remote.ip()),
         is_ours,
         puller,
+        sender: parts.extensions.get().cloned().unwrap_or_default(),
         journey: access.journey(),
     })
 }

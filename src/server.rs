@@ -6,6 +6,7 @@
 
 pub mod flush;
 pub mod measured;
+pub mod sendfile;
 
 use std::fs::File;
 use std::io;
@@ -32,6 +33,7 @@ use tracing::{debug, warn};
 use crate::shutdown::Shutdown;
 use crate::tls::{self, CertDir};
 use flush::{Flushes, FlushingIo};
+use sendfile::{FileSender, SendingIo};
 
 /// A request head arrives in one packet; who needs longer is no client of ours. Also ends idle keep-alive connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -123,10 +125,15 @@ impl Server {
                 let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNHEARD_OF);
                 let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
                 match tls {
-                    None => serve(stream, remote, router, head_timeout, drain, cut).await,
+                    None => {
+                        let sender = FileSender::new();
+                        let stream = SendingIo::new(stream, sender.clone());
+                        serve(stream, sender, remote, router, head_timeout, drain, cut).await;
+                    }
                     Some(certificates) => {
                         if let Some(stream) = handshake(stream, remote, &certificates).await {
-                            serve(stream, remote, router, head_timeout, drain, cut).await;
+                            let sender = FileSender::default();
+                            serve(stream, sender, remote, router, head_timeout, drain, cut).await;
                         }
                     }
                 }
@@ -156,6 +163,7 @@ async fn handshake(
 
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    sender: FileSender,
     remote: SocketAddr,
     router: Router,
     head_timeout: Duration,
@@ -167,6 +175,7 @@ async fn serve(
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(remote));
         request.extensions_mut().insert(flushes.clone());
+        request.extensions_mut().insert(sender.clone());
         let mut router = router.clone();
         Box::pin(async move { router.call(request).await })
     });

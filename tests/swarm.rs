@@ -356,6 +356,7 @@ fn more_than_eight_nodes_of_one_ipv6_prefix_are_one_dht() {
 fn namespace_of_our_own(ips: impl Iterator<Item = IpAddr>) -> Result<(), String> {
     use rustix::thread::{UnshareFlags, unshare_unsafe};
     // SAFETY: only the network namespace is left; descriptors stay shared among threads.
+    #[allow(unsafe_code)]
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
         .map_err(|error| format!("a network namespace needs root: {error}"))?;
     // A child lives in the namespace of the thread that makes it.

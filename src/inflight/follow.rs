@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::{Ingest, POLL};
+use crate::server::sendfile::{FileSender, Window};
 
 /// As much at once as of a complete blob: larger reads are no more than a tenth faster and take memory for each body.
 const CHUNK: u64 = 256 << 10;
@@ -28,6 +29,8 @@ struct Reader {
     ingest: Ingest,
     /// What is still to be read.
     range: Range<u64>,
+    /// What is written of it, for a connection that can send parts of files.
+    window: Option<Window>,
     /// The longest that the file has been.
     longest: u64,
     /// Tells of bytes on their way to the file, which are kept as long as somebody is told.
@@ -39,9 +42,19 @@ impl Ingest {
     /// when the download was given up or began anew, at once (after what is there of it), and when it has not grown for
     /// 20 s.
     pub fn follow(&self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        self.send(range, &FileSender::default())
+    }
+
+    /// The same for a connection that can send parts of files: what is written and in the page cache is not read.
+    pub fn send(
+        &self,
+        range: Range<u64>,
+        sender: &FileSender,
+    ) -> BoxStream<'static, io::Result<Bytes>> {
         let reader = Reader {
             ingest: self.clone(),
             range,
+            window: sender.window(&self.data, self.total()),
             longest: 0,
             passing: self.tail.subscribe(),
         };
@@ -98,6 +111,10 @@ impl Reader {
             self.longest = written;
             if written > offset {
                 let length = (written - offset).min(most);
+                let window = self.window.as_ref();
+                if let Some(chunk) = window.and_then(|it| it.cached(offset..offset + length)) {
+                    break chunk;
+                }
                 break self.ingest.read(offset, length as usize).await?;
             }
             if is_abandoned {

@@ -98,7 +98,7 @@ pub(super) async fn local(
         Err(error) => return Ok(Some(Err(error))),
     };
     let child = asked.growing.map(|_| registry.uplink.begin(digest));
-    let mut body = blob.read(span.start..span.end);
+    let mut body = blob.send(span.start..span.end, &asked.sender);
     let first = match body.next().await.transpose() {
         Ok(first) => first.map(Ok),
         Err(e) => return Err(StoreError::Failed(e.to_string())),

@@ -201,7 +201,7 @@ async fn relay(
     });
     let upload = blob::begin_upload(registry, asked, digest, span).await?;
     let relayed = registry.metrics.relayed.clone();
-    let mut body = ingest.follow(span.start..span.end);
+    let mut body = ingest.send(span.start..span.end, &asked.sender);
     let first = match body.try_next().await {
         Ok(first) => first.map(Ok),
         Err(e) => {

@@ -23,6 +23,7 @@ fn counted(change: impl FnOnce(usize) -> usize) {
 }
 
 // SAFETY: every call is passed on to the system's allocator; only numbers are kept beside it.
+#[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         counted(|held| held.wrapping_add(layout.size()));
