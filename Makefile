@@ -39,8 +39,9 @@ test-matrix: deps containerds ## run the tests on real containerds once more, on
 	done
 
 .PHONY: bench
-bench: deps ## what the mirror's relay of a body costs beside a plain copy, and what a node's Peili takes of memory, measured
-	$(AS_ROOT_IF_FREE) cargo bench --all-features --bench relay --bench memory
+bench: deps ## what serving, relaying and renewing cost, beside nginx, haproxy and a plain copy, and what a node takes of memory
+	BENCH=yes tests/deps
+	$(AS_ROOT_IF_FREE) cargo bench --all-features --bench http --bench relay --bench renewal --bench memory
 
 .PHONY: bench-crowd
 bench-crowd: deps containerds ## many nodes pull an image at once, measured; CROWD='--list' says what can be tried

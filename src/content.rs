@@ -21,11 +21,15 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::oci::{Digest, Key, Repository, TagName};
+use crate::regular_file;
 use crate::server::sendfile::{FileSender, Window};
 
 /// Bytes read at once. Two of these are in memory for each body under way: with 64 uploads 256 KiB take 40 MiB, 1 MiB
 /// takes 105 and is no more than a tenth faster (measured; docs/performance.md). 64 KiB halves the throughput.
 const CHUNK: usize = 256 << 10;
+/// Bytes handed to a connection at once that sends them out of the page cache: no memory is taken for them, and what is
+/// counted as sent is ahead of the socket by one of these.
+const SENT: u64 = 1 << 20;
 
 /// The images of one node. Its contract is [`crate::testing::conformance`]'s `content` suite.
 #[async_trait]
@@ -148,37 +152,26 @@ impl Blob {
     }
 }
 
-/// Reads on the blocking pool: a file that is not in the page cache would stop a worker, and every body on it.
+/// What is in memory is sent or read at once; the rest is read on the blocking pool: a file that is not in the page cache
+/// would stop a worker, and every body on it.
 fn read_file(
     file: Arc<File>,
     window: Option<Window>,
     range: Range<u64>,
 ) -> BoxStream<'static, io::Result<Bytes>> {
-    let state = (range, window);
-    stream::try_unfold(state, move |(range, window)| {
+    stream::try_unfold((range, window), move |(range, window)| {
         let file = file.clone();
         async move {
             if range.is_empty() {
                 return Ok(None);
             }
-            let length = (range.end - range.start).min(CHUNK as u64) as usize;
             let start = range.start;
-            let next = start + length as u64;
-            if let Some(chunk) = window.as_ref().and_then(|it| it.cached(start..next)) {
-                return Ok(Some((chunk, (next..range.end, window))));
+            let sent = start..range.end.min(start + SENT);
+            if let Some(chunk) = window.as_ref().and_then(|it| it.cached(sent.clone())) {
+                return Ok(Some((chunk, (sent.end..range.end, window))));
             }
-            let chunk = tokio::task::spawn_blocking(move || {
-                let mut chunk = vec![0; length];
-                let read = loop {
-                    match file.read_at(&mut chunk, start) {
-                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                        other => break other?,
-                    }
-                };
-                chunk.truncate(read);
-                io::Result::Ok(chunk)
-            })
-            .await??;
+            let length = (range.end - start).min(CHUNK as u64) as usize;
+            let chunk = read_at(file, start, length).await?;
             if chunk.is_empty() {
                 return Err(shorter_than_it_was(start));
             }
@@ -187,6 +180,25 @@ fn read_file(
         }
     })
     .boxed()
+}
+
+/// Up to `length` bytes; none at the file's end.
+async fn read_at(file: Arc<File>, start: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut chunk = vec![0; length];
+    if regular_file::read_cached(&file, start, &mut chunk) {
+        return Ok(chunk);
+    }
+    tokio::task::spawn_blocking(move || {
+        let read = loop {
+            match file.read_at(&mut chunk, start) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        chunk.truncate(read);
+        Ok(chunk)
+    })
+    .await?
 }
 
 /// Holds a foreign stream to the length that was promised for it.

@@ -5,20 +5,52 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use rustix::fs::OFlags;
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::{Errno, ReadWriteFlags};
+
+/// `RESOLVE_CACHED` of linux/openat2.h, Linux 5.12: fails with `EAGAIN` where the way to the file is not in memory.
+const CACHED: ResolveFlags = ResolveFlags::from_bits_retain(0x20);
+
+/// A pipe would be waited for until somebody writes into it.
+const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK);
 
 /// A file and its length in bytes; none where there is no such regular file. A symbolic link is none: it could lead anywhere. Never waits.
 ///
 /// # Errors
 /// Whatever open(2) and fstat(2) say otherwise, with `ENOTDIR` where a part of the path is no directory.
 pub fn open(path: &Path) -> io::Result<Option<(File, u64)>> {
-    // A pipe would be waited for until somebody writes into it.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let opened = OpenOptions::new()
         .read(true)
-        .custom_flags(flags.bits().cast_signed())
+        .custom_flags(FLAGS.bits().cast_signed())
         .open(path);
+    found(opened)
+}
+
+/// The same without a disk: what is not in memory is not waited for, so it may be asked for on a worker. None where that
+/// cannot be told; [`open`] tells.
+pub fn open_cached(path: &Path) -> Option<io::Result<Option<(File, u64)>>> {
+    let flags = FLAGS | OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat2(CWD, path, flags, Mode::empty(), CACHED);
+    match opened {
+        // Not in memory; or a kernel or a seccomp profile that does not know this.
+        Err(Errno::AGAIN | Errno::NOSYS | Errno::INVAL | Errno::PERM) => None,
+        opened => Some(found(opened.map(File::from).map_err(io::Error::from))),
+    }
+}
+
+/// Fills `buffer` with the bytes at `offset`, if all of them are in memory.
+pub fn read_cached(file: &File, offset: u64, buffer: &mut [u8]) -> bool {
+    let length = buffer.len();
+    let read = rustix::io::preadv2(
+        file,
+        &mut [io::IoSliceMut::new(buffer)],
+        offset,
+        ReadWriteFlags::NOWAIT,
+    );
+    read == Ok(length)
+}
+
+fn found(opened: io::Result<File>) -> io::Result<Option<(File, u64)>> {
     // NXIO: a socket, or a device without a driver.
     let others = [Errno::LOOP, Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
     let file = match opened {
@@ -29,4 +61,49 @@ pub fn open(path: &Path) -> io::Result<Option<(File, u64)>> {
     };
     let metadata = file.metadata()?;
     Ok(metadata.is_file().then_some((file, metadata.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_in_memory_is_opened_and_read_without_waiting() {
+        // Not below /tmp: a tmpfs does not say what is in memory, for all of it is.
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, b"some bytes").unwrap();
+
+        let opened = open_cached(&path);
+
+        // None where the kernel is older than 5.12.
+        if let Some(opened) = opened {
+            let (file, length) = opened.unwrap().unwrap();
+            assert_eq!(length, 10);
+            let mut buffer = [0; 5];
+            assert!(read_cached(&file, 5, &mut buffer));
+            assert_eq!(&buffer, b"bytes");
+            assert!(!read_cached(&file, 6, &mut buffer), "beyond the end");
+        }
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for none in [&link, &directory.path().join("nothing")] {
+            let opened = open_cached(none).map(|opened| opened.unwrap().is_some());
+            assert_ne!(opened, Some(true), "{}", none.display());
+        }
+    }
+
+    #[test]
+    fn what_is_on_the_disk_alone_is_not_read() {
+        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        let mut page = [7; 4096];
+        file.write_at(&page, 0).unwrap();
+        assert!(read_cached(&file, 0, &mut page));
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+
+        assert!(!read_cached(&file, 0, &mut page));
+    }
 }

@@ -56,7 +56,7 @@ const RULES: &[(&str, &[&[&str]])] = &[
     ("telemetry", &[]),
     ("http_get", &[]),
     ("tls", &[]),
-    ("server", &[&["shutdown", "metrics", "tls"]]),
+    ("server", &[&["shutdown", "metrics", "regular_file", "tls"]]),
     //
     ("content", &[WORDS, BESIDE]),
     ("routing", &[WORDS, BESIDE]),

@@ -22,11 +22,10 @@ pub fn blob(root: &Path, digest: &Digest) -> PathBuf {
 /// None where there is no such regular file ([`regular_file::open`]).
 pub async fn open(root: &Path, digest: &Digest) -> io::Result<Option<Blob>> {
     let path = blob(root, digest);
-    tokio::task::spawn_blocking(move || open_now(&path)).await?
-}
-
-fn open_now(path: &Path) -> io::Result<Option<Blob>> {
-    let opened = regular_file::open(path)?;
+    let opened = match regular_file::open_cached(&path) {
+        Some(opened) => opened?,
+        None => tokio::task::spawn_blocking(move || regular_file::open(&path)).await??,
+    };
     Ok(opened.map(|(file, length)| Blob::from_file(file, length)))
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::{Ingest, POLL};
+use crate::regular_file;
 use crate::server::sendfile::{FileSender, Window};
 
 /// As much at once as of a complete blob: larger reads are no more than a tenth faster and take memory for each body.
@@ -68,8 +69,11 @@ impl Ingest {
     /// On the blocking pool: bytes that were just written are in memory, but those of a prefix need not be.
     async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let data = Arc::clone(&self.data);
+        let mut chunk = vec![0; length];
+        if regular_file::read_cached(&data, offset, &mut chunk) {
+            return Ok(Bytes::from(chunk));
+        }
         let chunk = tokio::task::spawn_blocking(move || {
-            let mut chunk = vec![0; length];
             let read = loop {
                 match data.read_at(&mut chunk, offset) {
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

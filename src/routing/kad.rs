@@ -30,7 +30,9 @@ mod meetings;
 pub mod messages;
 mod metrics;
 mod records;
+mod regions;
 mod store;
+mod tell;
 mod transport;
 
 use std::io;

@@ -19,10 +19,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use memmap2::{Mmap, MmapOptions};
-use rustix::io::ReadWriteFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tracing::debug;
+
+use crate::regular_file;
 
 /// Shorter files are read: a mapping is made and taken away in 4 us, in which as much is copied.
 const WORTHWHILE: u64 = 64 << 10;
@@ -126,21 +127,9 @@ impl Window {
         let soundings = (range.start..last).step_by(SOUNDING as usize);
         soundings
             .chain([last])
-            .all(|at| is_cached(&self.mapped.file, at))
+            .all(|at| regular_file::read_cached(&self.mapped.file, at, &mut [0]))
             .then(|| self.bytes.slice(range.start as usize..range.end as usize))
     }
-}
-
-/// Whether a byte can be read without waiting.
-fn is_cached(file: &File, at: u64) -> bool {
-    let mut byte = [0];
-    let read = rustix::io::preadv2(
-        file,
-        &mut [io::IoSliceMut::new(&mut byte)],
-        at,
-        ReadWriteFlags::NOWAIT,
-    );
-    read == Ok(1)
 }
 
 /// The connection's socket, which sends the windows of its sender by sendfile.

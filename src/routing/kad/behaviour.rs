@@ -21,6 +21,7 @@ use super::leave;
 use super::messages;
 use super::records::RECORD_LIFE;
 use super::store::Store;
+use super::tell;
 use super::transport::{Careful, Carrier};
 
 pub const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/spegel/kad/1.0.0");
@@ -55,6 +56,7 @@ pub struct Behaviour {
     pub kad: Capped<kad::Behaviour<Store>>,
     pub leave: leave::Behaviour,
     pub messages: messages::Behaviour,
+    pub tell: tell::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
 }
@@ -108,6 +110,7 @@ pub fn swarm(
         kad: Capped::new(kad, MAX_INBOUND, RUNNING),
         leave: leave::Behaviour::default(),
         messages: messages::behaviour(),
+        tell: tell::Behaviour::default(),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
     };

@@ -1,11 +1,12 @@
 //! The sole owner of the swarm: commands in, events out.
 //!
-//! `events` is what the swarm says, `messages` what nodes say to each other, and `join` the way into the swarm; the rest is
-//! here.
+//! `events` is what the swarm says, `messages` what nodes say to each other, `announce` what this node tells of its keys, and
+//! `join` the way into the swarm; the rest is here.
 //!
 //! After every event the loop looks at what is due (`work`), and sleeps until the next thing is. The `select!` is
 //! biased: everything that has arrived is read before a timer may say that nothing came.
 
+mod announce;
 mod events;
 mod join;
 mod messages;
@@ -39,12 +40,13 @@ use super::leave::{self, FAREWELL};
 use super::lookups::Lookups;
 use super::meetings::{self, Meetings};
 use super::metrics::Advertised;
-use super::records::{MAX_IN_FLIGHT, Schedule, record_key};
+use super::records::{Schedule, record_key};
 use super::{Command, Metrics};
 use crate::readiness::Guard;
 use crate::routing::bootstrap::Bootstrapper;
 use crate::routing::messenger::{Call, Unreachable};
 use crate::routing::{Neighbour, Peer};
+use announce::Announcing;
 use join::Phase;
 pub use messages::MAX_CALLS;
 use messages::{Answer, Unintroduced};
@@ -100,7 +102,7 @@ pub struct EventLoop {
     schedule: Schedule,
     /// The same keys, counted.
     advertised: Advertised,
-    announcing: HashMap<QueryId, RecordKey>,
+    announcing: Announcing,
     /// Peers in the routing table.
     table: usize,
     /// Whether the table has been filled from the first peer's, so that announcements reach the nearest.
@@ -176,7 +178,7 @@ impl EventLoop {
             waiting: 0,
             schedule: Schedule::default(),
             advertised: Advertised::default(),
-            announcing: HashMap::new(),
+            announcing: Announcing::default(),
             table: 0,
             settled: false,
             refreshed: None,
@@ -363,11 +365,7 @@ impl EventLoop {
             for key in &own {
                 kad.stop_providing(key);
             }
-            for mut query in kad.iter_queries_mut() {
-                if self.announcing.contains_key(&query.id()) {
-                    query.finish();
-                }
-            }
+            self.stop_announcing();
         }
         self.leaving.get_or_insert_with(|| Leaving {
             told: false,
@@ -503,34 +501,6 @@ impl EventLoop {
         let dials: Vec<Instant> = self.dials.values().copied().collect();
         for query in self.lookups.quiet(&dials, now) {
             self.end_lookup(query, now);
-        }
-    }
-
-    /// An announcement made before the table is filled reaches nobody, or not the nearest.
-    fn can_announce(&self) -> bool {
-        self.settled
-            && self.table > 0
-            && self.announcing.len() < MAX_IN_FLIGHT
-            && self.leaving.is_none()
-    }
-
-    fn announce(&mut self, now: Instant) {
-        if !self.can_announce() {
-            return;
-        }
-        let free = MAX_IN_FLIGHT - self.announcing.len();
-        for key in self.schedule.due(now, free) {
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            match kad.start_providing(key.clone()) {
-                Ok(query) => {
-                    self.announcing.insert(query, key);
-                }
-                Err(error) => {
-                    debug!(%error, "key not announced");
-                    self.metrics.announced(false);
-                    self.schedule.failed(&key, now, &mut self.rng);
-                }
-            }
         }
     }
 

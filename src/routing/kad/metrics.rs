@@ -110,9 +110,10 @@ impl Metrics {
         histogram.observe(duration.as_secs_f64());
     }
 
-    pub(super) fn announced(&self, ok: bool) {
+    pub(super) fn announced(&self, ok: bool, keys: usize) {
         let result = if ok { "ok" } else { "failed" };
-        self.announcements.with_label_values(&[result]).inc();
+        let announcements = self.announcements.with_label_values(&[result]);
+        announcements.inc_by(keys as u64);
     }
 
     pub(super) fn advertised(&self, advertised: &mut Advertised) {

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::Path;
 use axum::response::Response;
 use axum::routing::get;
-use futures::{StreamExt as _, stream};
+use futures::stream;
 use rustix::fs::Advice;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

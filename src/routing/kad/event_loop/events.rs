@@ -37,6 +37,7 @@ impl EventLoop {
             SwarmEvent::Behaviour(BehaviourEvent::Messages(event)) => {
                 self.observe_messages(event, now);
             }
+            SwarmEvent::Behaviour(BehaviourEvent::Tell(told)) => self.told(&told, now),
             SwarmEvent::Behaviour(BehaviourEvent::Leave(leave::Event::Left(peer))) => {
                 self.farewell(peer, now);
             }
@@ -123,22 +124,16 @@ impl EventLoop {
                 QueryResult::GetClosestPeers(
                     Ok(GetClosestPeersOk { peers, .. })
                     | Err(GetClosestPeersError::Timeout { peers, .. }),
+                ) if self.announcing.is_search(&id) => {
+                    let nearest = peers.into_iter().map(|peer| (peer.peer_id, peer.addrs));
+                    self.announcement_found(id, nearest.collect(), now);
+                }
+                QueryResult::GetClosestPeers(
+                    Ok(GetClosestPeersOk { peers, .. })
+                    | Err(GetClosestPeersError::Timeout { peers, .. }),
                 ) => {
                     let closest = peers.into_iter().map(|peer| peer.peer_id).collect();
                     self.search_ended(id, closest, now);
-                }
-                QueryResult::StartProviding(result) => {
-                    let Some(key) = self.announcing.remove(&id) else {
-                        return;
-                    };
-                    self.metrics.announced(result.is_ok());
-                    match result {
-                        Ok(_) => self.schedule.renewed(&key, now, &mut self.rng),
-                        Err(error) => {
-                            debug!(%error, "key not announced");
-                            self.schedule.failed(&key, now, &mut self.rng);
-                        }
-                    }
                 }
                 QueryResult::Bootstrap(_) if step.last => {
                     self.settled = true;

@@ -85,7 +85,7 @@ fn an_own_key_costs_a_third_of_a_kilobyte() {
         for key in schedule.due(now, KEYS) {
             let rng = &mut StdRng::seed_from_u64(1);
             store.insert(record_of(&key, store.me), now).unwrap();
-            schedule.renewed(&key, now, rng);
+            schedule.renewed(&[key], now, rng);
         }
     });
 
