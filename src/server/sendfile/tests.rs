@@ -9,6 +9,8 @@ use axum::extract::Path;
 use axum::response::Response;
 use axum::routing::get;
 use futures::stream;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use rustix::fs::Advice;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,9 +18,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 use crate::server::Server;
 use crate::shutdown::Shutdown;
-use crate::testing::noise;
 
 const STEP: u64 = 256 << 10;
+
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut noise = vec![0; length];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut noise);
+    noise
+}
 
 /// Not below /tmp, which may be a tmpfs: that one does not say what is in memory, for all of it is.
 fn file(bytes: &[u8]) -> NamedTempFile {
