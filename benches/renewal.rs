@@ -46,6 +46,7 @@ async fn main() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+    calm().await?;
     let key = |n: usize| Key::Content(Digest::sha256(n.to_string().as_bytes()));
     let keys: Vec<Key> = (0..options.keys).map(key).collect();
     let teller = &cluster.0[0];
@@ -77,6 +78,23 @@ async fn main() -> Result<()> {
         spent.as_secs_f64() * 1e3 / keys.len() as f64,
     );
     Ok(())
+}
+
+/// Waits until the nodes have found each other and have nothing more to say.
+async fn calm() -> Result<()> {
+    const LOOK: Duration = Duration::from_secs(1);
+    let began = Instant::now();
+    loop {
+        let before = cpu();
+        tokio::time::sleep(LOOK).await;
+        if cpu() - before < LOOK / 50 {
+            return Ok(());
+        }
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "the swarm does not come to rest"
+        );
+    }
 }
 
 /// Peers in a routing table.
