@@ -275,6 +275,9 @@ impl Cell {
             NetworkRemoved if !matches!(hit, Hit::Layer | Hit::Range) => {
                 Some("it is about bodies under way; before one it is as dropped packets")
             }
+            Fault::Loss if peers == Peers::Only && registry == Registry::Down => {
+                Some("chance decides whether a request gets through in its 2 s")
+            }
             fault if fault.is_slow() && hit == Hit::Layer => {
                 Some("300 MiB would take many minutes; a rest of 4 MiB says the same")
             }
@@ -301,18 +304,16 @@ impl Cell {
 
     pub fn moment(&self) -> Moment {
         use Fault::{
-            ContainerdRestarted, ContainerdStopped, DiskFull, DnsGone, DnsStale, Errors, Flipped,
-            MemoryLimit, NetworkRemoved, Refused, SlowHead, Truncated, Unreadable, WrongLength,
+            DiskFull, DnsGone, DnsStale, Errors, Flipped, Refused, SlowHead, Truncated, Unreadable,
+            WrongLength,
         };
         match (self.fault, self.hit) {
             (DnsGone | DnsStale | DiskFull, _) => Moment::Before,
-            (MemoryLimit | NetworkRemoved, Hit::Range) => Moment::Given(MIDDLE),
             // They are about the beginning of an answer, or of reading a file.
             (Errors | SlowHead | WrongLength | Refused | Truncated | Flipped | Unreadable, _) => {
                 Moment::Asked
             }
-            (ContainerdRestarted | ContainerdStopped, Hit::Layer) => Moment::Given(MIDDLE),
-            (_, Hit::Layer) => Moment::Given(MIDDLE),
+            (fault, Hit::Layer | Hit::Range) if !fault.is_slow() => Moment::Given(MIDDLE),
             _ => Moment::Asked,
         }
     }

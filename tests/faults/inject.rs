@@ -164,8 +164,9 @@ pub async fn heal(rig: &Rig, cell: &Cell, undo: &mut Undo) -> Result<()> {
     Ok(())
 }
 
+/// As an upgrade does. Whom it knew is on its disk: by SIGTERM, or after the first minute.
 async fn restart_puller(rig: &Rig) -> Result<()> {
-    rig.puller.kill_peili();
+    rig.puller.stop_peili().await?;
     rig.spawn_puller().await?;
     rig.puller.peili_ready().await
 }
@@ -244,7 +245,7 @@ impl Cgroup {
         std::fs::write(dir.join("cgroup.procs"), pid.to_string())?;
         let procs = dir.join("cgroup.procs");
         let script = format!(
-            "echo $$ > {}; exec tail -c {} /dev/zero",
+            "echo $$ > {}; head -c {} /dev/zero | tail",
             procs.display(),
             4 * Self::LIMIT
         );
@@ -264,7 +265,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let _ = self.hog.kill();
+        // It is killed, too, when it has taken all.
         let _ = self.hog.wait();
         // The kernel may need a moment to see that it is empty.
         for _ in 0..100 {

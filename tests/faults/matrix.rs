@@ -183,7 +183,7 @@ impl Run {
             report.cell,
             report.seen,
             report.took,
-            report.twice as f64 / MIB as f64,
+            report.twice.unwrap_or(0) as f64 / MIB as f64,
         ));
         done.push(report);
     }

@@ -28,7 +28,7 @@ fn measured(reports: &BTreeMap<String, Report>) -> Measured {
                 took if took < 1.0 => " <1 s".to_owned(),
                 took => format!(" {took:.0} s"),
             };
-            let twice = match report.twice / MIB as i64 {
+            let twice = match report.twice.unwrap_or(0) / MIB as i64 {
                 ..1 => String::new(),
                 mib => format!(", +{mib} MiB"),
             };
