@@ -12,8 +12,9 @@ use tokio::sync::oneshot;
 use crate::cell::{Cell, Fault};
 use crate::lab::dns::PEERS;
 use crate::lab::process::{eventually, lives, output};
+use crate::outcome::Outcome;
 use crate::rig::{AT_ALL, MIB, Rig};
-use crate::tap::Mode;
+use crate::spoil::Mode;
 
 /// What the puller's disk has room for.
 const ROOM: u64 = 100 * MIB;
@@ -94,7 +95,6 @@ pub async fn inject(rig: &Rig, cell: &Cell, undo: &mut Undo) -> Result<()> {
         Fault::AllRestarted => {
             rig.puller.kill_peili();
             rig.holders.iter().for_each(|holder| holder.kill_peili());
-            restart_all(rig).await?;
         }
         Fault::MemoryLimit => {
             let pid = victim.peili().pid().context("no victim")?;
@@ -107,12 +107,16 @@ pub async fn inject(rig: &Rig, cell: &Cell, undo: &mut Undo) -> Result<()> {
     Ok(())
 }
 
-/// What goes on while the pull does.
+/// What goes on while the pull does. Where it counts who is first, they are started again when the pull is over.
 pub async fn meanwhile(rig: &Rig, cell: &Cell) -> Result<()> {
-    if cell.fault == Fault::ContainerdRestarted {
-        rig.victim().start().await?;
+    if Outcome::of(cell) != Outcome::Pulled {
+        return Ok(());
     }
-    Ok(())
+    match cell.fault {
+        Fault::ContainerdRestarted => rig.victim().start().await,
+        Fault::AllRestarted => restart_all(rig).await,
+        _ => Ok(()),
+    }
 }
 
 /// Everything is as it was, and every node is ready.
@@ -155,6 +159,9 @@ pub async fn heal(rig: &Rig, cell: &Cell, undo: &mut Undo) -> Result<()> {
     }
     drop(undo.cgroup);
     tap.listen().await?;
+    if rig.puller.peili().pid().is_none() {
+        rig.spawn_puller().await?;
+    }
     for (place, holder) in rig.holders.iter().enumerate() {
         if holder.peili().pid().is_none() {
             rig.spawn_holder(place).await?;

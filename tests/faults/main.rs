@@ -8,7 +8,7 @@
 //! - `PEILI_TEST_FAULTS_AT_ONCE`: so many cells side by side.
 //!
 //! A cell is tried on a rig (`rig`: a puller and its holders, for one cell after another), at a byte and not at a time (`tap`,
-//! `inject`), and judged (`trial`).
+//! `spoil`, `inject`), and judged (`trial`).
 
 mod cell;
 mod inject;
@@ -20,6 +20,7 @@ mod outcome;
 mod page;
 mod pairs;
 mod rig;
+mod spoil;
 mod tap;
 mod trial;
 
@@ -77,7 +78,11 @@ fn with_the_registry_up_a_first_pull_fails_only_for_a_full_disk_and_for_wrong_by
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_cell_of_the_matrix_ends_as_it_has_to() {
-    match lab::Lab::available() {
+    let available = lab::Lab::available().and_then(|()| match lab::process::find("iptables") {
+        Some(_) => Ok(()),
+        None => Err("iptables is missing; `make deps` installs it".to_owned()),
+    });
+    match available {
         Ok(()) => {}
         Err(why) if std::env::var_os("CI").is_some() => panic!("no lab: {why}"),
         Err(why) => {

@@ -89,7 +89,7 @@ pub fn allowance(cell: &Cell) -> u64 {
     const SMALL: u64 = MIB / 4;
     match cell.fault {
         // All of it comes once more.
-        Fault::Flipped | Fault::AllRestarted | Fault::Partition | Fault::DiskFull => 304 * MIB,
+        Fault::Flipped | Fault::AllRestarted | Fault::Partition | Fault::DiskFull => 320 * MIB,
         // What was under way in sockets and in Peili when it happened: both ends' buffers of the connections of two hops.
         _ if matches!(cell.hit, Hit::Layer | Hit::Range) => 24 * MIB,
         _ => SMALL + 8 * MIB,
