@@ -279,7 +279,7 @@ impl Cell {
                 Some("chance decides whether a request gets through in its 2 s")
             }
             fault if fault.is_slow() && hit == Hit::Layer => {
-                Some("300 MiB would take many minutes; a rest of 4 MiB says the same")
+                Some("300 MiB would take many minutes; 8 MiB say the same")
             }
             _ => None,
         }
