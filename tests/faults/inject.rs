@@ -135,10 +135,10 @@ pub async fn heal(rig: &Rig, cell: &Cell, undo: &mut Undo) -> Result<()> {
             output(command).await?;
         }
         Fault::Unreadable => set_mode(&victim.containerd().content().join("blobs/sha256"), 0o755)?,
-        Fault::ContainerdRestarted | Fault::ContainerdStopped => {
-            if victim.containerd().pid().is_none() {
-                victim.start().await?;
-            }
+        Fault::ContainerdRestarted | Fault::ContainerdStopped
+            if victim.containerd().pid().is_none() =>
+        {
+            victim.start().await?;
         }
         Fault::DnsGone => rig.lab.dns().go_on()?,
         Fault::DnsStale => {
