@@ -9,6 +9,9 @@ AS_ROOT := CARGO_TARGET_$(HOST)_RUNNER='sudo -E'
 AS_ROOT_IF_FREE := $(if $(shell sudo -n true 2>/dev/null && echo yes),$(AS_ROOT))
 endif
 
+# What `make test-faults` has seen: it goes on where it was stopped, and `make docs` takes times from there.
+FAULTS_SEEN = $(abspath $(TARGET))/faults/seen.jsonl
+
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +41,12 @@ test-matrix: deps containerds ## run the tests on real containerds once more, on
 			--test content --test sharing --test doctor --test hosts --test policy --test lab_itself --test fresh_node --test doctor --test chart || exit 1; \
 	done
 
+.PHONY: test-faults
+test-faults: deps ## try every fault in every part of a pull (some 20 minutes); FAULTS='killed/ /layer/only': some; again: what is left
+	@mkdir -p $(dir $(FAULTS_SEEN))
+	PEILI_TEST_FAULTS='$(or $(FAULTS),all)' PEILI_TEST_FAULTS_OUTPUT=$(FAULTS_SEEN) \
+		$(AS_ROOT) cargo test --all-features --test faults every_cell
+
 .PHONY: bench
 bench: deps ## what serving, relaying and renewing cost, beside nginx, haproxy and a plain copy, and what a node takes of memory
 	BENCH=yes tests/deps
@@ -53,6 +62,7 @@ docs: deps ## write the pages that are made from the program itself: options, fi
 	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --lib doctor::checks
 	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --test metrics the_page
 	PEILI_WRITE_DOCS=1 cargo test --quiet --all-features --test chart the_readme
+	PEILI_WRITE_DOCS=1 PEILI_TEST_FAULTS_OUTPUT=$(FAULTS_SEEN) cargo test --quiet --all-features --test faults the_page
 
 # One file without shared libraries, which says nothing of where it was built. getrandom looks for libc's function by its
 # name, which a static program has not, and falls back to files of /dev: it is told to ask the kernel.

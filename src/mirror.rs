@@ -31,7 +31,7 @@ use crate::oci::{Digest, Key, media_type};
 use crate::recent::Journey;
 use crate::routing::{Peer, PeerId, Router};
 use attempt::{Ask, PeerError};
-use body::Sources;
+use body::{Source, Sources};
 use flight::boarding::Boarding;
 use flight::{Flight, Puller};
 pub use scoreboard::Score;
@@ -59,6 +59,10 @@ pub async fn probe(
     let answered = attempt::attempt(&peer.registry, &ask, secret).await;
     answered.map(drop).map_err(|e| e.to_string())
 }
+
+/// What is no longer than this is read whole and compared with its digest before its first byte is handed on: a config, a
+/// small layer. A peer that takes longer for it than for a first byte would be left in mid-body, too (`body`).
+const CHECKED: u64 = 64 << 10;
 
 /// For so long a key is not looked up again after peers that hold it have brought it too slowly to be worth it.
 const HOPELESS: Duration = Duration::from_secs(30);
@@ -272,8 +276,17 @@ impl Mirror {
         if self.is_hopeless(&wanted.key) {
             return Err(FetchError::Hopeless(wanted.key));
         }
+        let key = wanted.key.clone();
         let mut sources = self.sources(wanted).await?;
-        let source = sources.deliver(&ask).await?;
+        let length = self.length(&key).await;
+        let source = loop {
+            let mut source = sources.deliver(&ask).await?;
+            let deadline = sources.search.deadline;
+            match checked(&mut source, &key, length, deadline).await {
+                Ok(()) => break source,
+                Err(error) => sources.failed(&source, error),
+            }
+        };
         let answer = &source.delivery.answer;
         let (span, total) = (answer.span, answer.total);
         let in_flight = InFlight::default();
@@ -372,6 +385,14 @@ impl Mirror {
         self.manifest_that(wanted, is_one).await
     }
 
+    /// As containerd knows it, where it is about to store it.
+    async fn length(&self, key: &Key) -> Option<u64> {
+        match (&self.flight, key) {
+            (Some(flight), Key::Content(digest)) => flight.length(digest).await,
+            _ => None,
+        }
+    }
+
     fn is_distrusted(&self, peer: &PeerId, key: &Key) -> bool {
         match (&self.flight, key) {
             (Some(flight), Key::Content(digest)) => flight.is_distrusted(peer, digest),
@@ -444,6 +465,37 @@ impl Mirror {
             sources.failed(&source, error);
         }
     }
+}
+
+/// Refuses what containerd would refuse, as long as another may be asked: its pull fails with a wrong length or a wrong
+/// byte, and asks nobody else.
+async fn checked(
+    source: &mut Source,
+    key: &Key,
+    length: Option<u64>,
+    deadline: Instant,
+) -> Result<(), PeerError> {
+    let answer = &source.delivery.answer;
+    let (span, total) = (answer.span, answer.total);
+    if let Some(length) = length
+        && total != length
+    {
+        return Err(PeerError::Wrong(format!(
+            "a length of {total}, not {length}"
+        )));
+    }
+    let is_whole = span.len() == total && source.growing.is_none();
+    if let Key::Content(digest) = key
+        && is_whole
+        && total <= CHECKED
+    {
+        let bytes = whole(&mut source.delivery, deadline).await?;
+        if !digest.verifies(&bytes) {
+            return Err(PeerError::Wrong("what has another digest".into()));
+        }
+        source.delivery.answer.put_back(bytes);
+    }
+    Ok(())
 }
 
 /// Reads a manifest to its end, in bounded time and memory.

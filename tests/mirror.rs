@@ -30,6 +30,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(noise(SIZE, 1))
+    }
+
+    fn with(blob: Vec<u8>) -> Self {
         let swarm = FakeSwarm::new();
         let router = swarm.join("192.0.2.1:5000".parse().unwrap());
         let config = mirror::Config {
@@ -37,7 +41,6 @@ impl World {
             zone: None,
         };
         let metrics = prometheus::Registry::new();
-        let blob = noise(SIZE, 1);
         Self {
             mirror: Mirror::new(
                 Arc::new(router.clone()),
@@ -380,6 +383,43 @@ async fn a_hedge_that_wins_is_counted() {
         }
     }
     panic!("the silent one was never asked first");
+}
+
+#[tokio::test]
+async fn a_small_blob_with_a_wrong_byte_is_asked_of_another() {
+    for _ in 0..20 {
+        let world = World::with(noise(2000, 1));
+        let mut spoilt = world.blob.clone();
+        spoilt[1500] ^= 1;
+        let spoilt = FakePeer::serving(spoilt).spawn().await;
+        let right = FakePeer::serving(world.blob.clone()).spawn().await;
+        world.holds(&spoilt).await;
+        world.holds(&right).await;
+
+        let fetched = world.fetch(None).await.unwrap();
+
+        assert_eq!(fetched.total, 2000);
+        assert!(read(fetched).await.unwrap() == world.blob);
+        if !spoilt.asked().is_empty() {
+            assert_eq!(world.told("peili_peers_resting"), 1);
+            return;
+        }
+    }
+    panic!("the spoilt one was never asked first");
+}
+
+#[tokio::test]
+async fn a_small_blob_that_nobody_has_right_is_left_for_the_registry() {
+    let world = World::with(noise(2000, 1));
+    let spoilt = FakePeer::serving(noise(2000, 2)).spawn().await;
+    world.holds(&spoilt).await;
+
+    let missed = world.fetch(None).await.err().unwrap();
+
+    assert!(
+        matches!(missed, FetchError::Exhausted { tried: 1, .. }),
+        "{missed}"
+    );
 }
 
 /// The peer of `first` fails in mid-body, and another goes on where it ended.

@@ -124,6 +124,11 @@ impl Answer {
         }
         next_data(&mut self.body).await
     }
+
+    /// What was read comes again, as the first bytes.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        self.first = Some(bytes).filter(|bytes| !bytes.is_empty());
+    }
 }
 
 /// Asks one peer, reachable at any of `addresses`, with the cluster's user name and password where there are any. Bounded

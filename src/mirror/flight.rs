@@ -252,6 +252,12 @@ impl Flight {
         })
     }
 
+    /// How long `digest` is, as its download here has it from the manifest. None where there is none.
+    pub async fn length(&self, digest: &Digest) -> Option<u64> {
+        let ingest = self.0.inflight.find(digest).await.ok()??;
+        Some(ingest.total())
+    }
+
     /// Whether `peer` brought bytes of `digest` that containerd refused.
     pub fn is_distrusted(&self, peer: &PeerId, digest: &Digest) -> bool {
         self.0.distrust.is_distrusted(peer, digest)

@@ -159,6 +159,14 @@ pub struct Image {
 }
 
 impl Image {
+    /// The same bytes under a name in another registry.
+    pub fn at(&self, registry: &str) -> Self {
+        Self {
+            registry: registry.to_owned(),
+            ..self.clone()
+        }
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -124,6 +124,13 @@ impl Netns {
         let away = ["lladdr", NOBODY, "dev", LINK, "nud", "permanent"];
         run("ip", &[&neighbour[..], &away[..]].concat()).map(drop)
     }
+
+    /// The end of that.
+    pub fn find(&self, ip: Ipv4Addr) -> Result<()> {
+        let ip = ip.to_string();
+        let forget = ["-n", &self.name, "neigh", "del", &ip, "dev", LINK];
+        run("ip", &forget).map(drop)
+    }
 }
 
 /// A way into a namespace that does not keep it.

@@ -334,6 +334,12 @@ impl Node {
         self.netns.lose(other.ip)?;
         other.netns.lose(self.ip)
     }
+
+    /// The end of that.
+    pub fn reunite(&self, other: &Node) -> Result<()> {
+        self.netns.find(other.ip)?;
+        other.netns.find(self.ip)
+    }
 }
 
 impl Drop for Node {

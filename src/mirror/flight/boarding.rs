@@ -419,6 +419,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_holder_whose_length_is_not_the_manifests_is_passed_over() {
+        let layer = noise(100_000, 1);
+        for difference in [-50_000, 50_000] {
+            let holder = FakePeer::serving(layer.clone());
+            let holder = holder.lying_about_its_length_by(difference).spawn().await;
+            let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
+            let digest = Digest::sha256(&layer);
+            advertised(&swarm, &holder.peer(), &digest).await;
+            let _ingest = ingests.begin("layer", &digest, layer.len() as u64);
+            let router = swarm.join(([127, 0, 0, 1], 5000).into());
+            let lead = Advice::Lead { lease: 1 };
+            let (mirror, _) = node(&ingests, router, (lead, Duration::ZERO));
+
+            let missed = mirror.blob(wanted(&digest, Generation::One), None).await;
+
+            assert!(missed.is_err(), "{difference}");
+            assert_eq!(holder.asked().len(), 1);
+        }
+    }
+
+    #[tokio::test]
     async fn where_all_holders_are_busy_somebody_who_is_getting_it_is_followed() {
         let layer = noise(100_000, 1);
         let holder = FakePeer::serving(layer.clone()).busy_and_naming(&[]);
