@@ -110,7 +110,10 @@ fn nothing_is_lost(
         if !is_ours(url) {
             let now = told(hosts.get(url));
             assert_eq!(now, told(Some(host)), "{url}\n{text}");
-            kept.push(url.to_string());
+            // One that only a table below it speaks of has no place of its own, and may get another among them.
+            if host.as_table().is_none_or(|table| !table.is_implicit()) {
+                kept.push(url.to_string());
+            }
         }
     }
     // Ours come first, then theirs as they stood.
