@@ -119,6 +119,21 @@ lint: deps ## what CI will not accept: unformatted code and warnings
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
 
+.PHONY: deny
+deny: ## what may be among the dependencies: licences, sources, known holes (deny.toml)
+	@tests/deny
+
+# Where the bytes have led is seen by what LLVM adds to each branch. No sanitizer, which would need a nightly compiler: there
+# is no unsafe code in what is asked. --target, so that what runs while building has none of it.
+FUZZ := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ_TARGETS := $(notdir $(wildcard fuzz/corpus/*))
+FUZZ_SECONDS := 600
+.PHONY: fuzz
+fuzz: deps ## look for input that breaks a promise, guided by coverage; FUZZ_SECONDS=600 for each of FUZZ_TARGETS
+	RUSTFLAGS='$(FUZZ)' cargo build --locked --manifest-path fuzz/Cargo.toml --target $(TRIPLE) --target-dir $(TARGET)/fuzz
+	@$(foreach target,$(FUZZ_TARGETS),tests/fuzz-one $(target) $(FUZZ_SECONDS) $(TARGET)/fuzz $(TRIPLE) &&) echo 'no promise was broken'
+
 .PHONY: containerds
 containerds: ## unpack other containerd versions from Debian, for tests against each (Debian only)
 	@tests/containerds

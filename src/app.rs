@@ -3,7 +3,7 @@
 //! Binding can fail and changes nothing; running serves at once, and what is awaited stands behind `/readyz`. Until
 //! then an answer is a quick 404, and containerd goes upstream as it would without us.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ use crate::routing::messenger::{Call, Messenger as _};
 use crate::server::{Server, measured};
 use crate::shutdown::Shutdown;
 use crate::tls::CertDir;
-use crate::{admin, advertise, doctor, registry, try_pull};
+use crate::{admin, advertise, doctor, http_get, registry, try_pull};
 
 /// What is cut at the end of the grace period must still reach the other side before the kubelet's SIGKILL turns it
 /// into a reset, and before the pod's network goes, which turns it into silence.
@@ -285,7 +285,7 @@ impl App {
             filter: self.filter.clone(),
             readiness: self.readiness.clone(),
             registry: try_pull::Registry {
-                at: from_here(registry_addr),
+                at: http_get::from_here(registry_addr),
                 token: token.clone(),
                 basic_auth: self.basic_auth.clone(),
             },
@@ -392,18 +392,6 @@ impl App {
         flying.abort();
         info!("ended");
         Ok(())
-    }
-}
-
-/// Where this process is reached by itself.
-fn from_here(listening: SocketAddr) -> Vec<SocketAddr> {
-    let port = listening.port();
-    match listening.ip().is_unspecified() {
-        true => vec![
-            (Ipv4Addr::LOCALHOST, port).into(),
-            (Ipv6Addr::LOCALHOST, port).into(),
-        ],
-        false => vec![listening],
     }
 }
 

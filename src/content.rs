@@ -6,7 +6,7 @@
 mod blob_dir;
 pub mod containerd;
 pub mod layout;
-mod skipped;
+pub(crate) mod skipped;
 
 use std::collections::HashSet;
 use std::fs::File;

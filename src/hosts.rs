@@ -6,13 +6,13 @@
 mod again;
 mod certs_d;
 mod disk;
-mod existing;
+pub(crate) mod existing;
 mod found;
 mod mark;
 mod registry;
 mod tags;
 mod target;
-mod toml;
+pub(crate) mod toml;
 mod upstream;
 mod url;
 mod version;

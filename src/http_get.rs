@@ -1,7 +1,11 @@
-//! One small request over a connection that is there already. The caller bounds its time; its size is bounded here.
+//! One small request over a connection that is there already. The caller bounds its time; its size is bounded here. And how
+//! to get such a connection to a daemon on the same machine.
 
 use std::error::Error as _;
 use std::fmt::Write as _;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -11,7 +15,12 @@ use hyper::http::request;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// The same machine accepts or refuses in microseconds; an address behind a firewall that drops packets does neither.
+const CONNECT: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -40,6 +49,35 @@ impl From<hyper::Error> for Error {
         }
         Self::Http(text)
     }
+}
+
+/// Where whoever listens at `listening` is reached from the same machine.
+pub fn from_here(listening: SocketAddr) -> Vec<SocketAddr> {
+    let ips: Vec<IpAddr> = match listening.ip() {
+        ip if !ip.is_unspecified() => vec![ip],
+        // On Linux who listens at [::] takes IPv4, too, and who is not asked there loses nothing but a refusal.
+        _ => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+    };
+    let port = listening.port();
+    ips.into_iter()
+        .map(|ip| SocketAddr::new(ip, port))
+        .collect()
+}
+
+/// Connects to the first of these that accepts, and says which. The error names the last that did not.
+pub async fn connect(addresses: &[SocketAddr]) -> io::Result<(TcpStream, SocketAddr)> {
+    let mut refused = io::Error::other("no address");
+    for at in addresses {
+        match timeout(CONNECT, TcpStream::connect(at)).await {
+            Ok(Ok(stream)) => return Ok((stream, *at)),
+            Ok(Err(e)) => refused = io::Error::new(e.kind(), format!("{at}: {e}")),
+            Err(_) => {
+                let silent = format!("{at}: no connection within {CONNECT:?}");
+                refused = io::Error::new(io::ErrorKind::TimedOut, silent);
+            }
+        }
+    }
+    Err(refused)
 }
 
 /// Asks for `path` with `host` as the Host header; `limit` bounds the body, in bytes.
@@ -113,6 +151,37 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
     use super::*;
+
+    #[test]
+    fn who_listens_everywhere_is_asked_on_loopback() {
+        for (listening, asked) in [
+            ("0.0.0.0:1", &["127.0.0.1:1", "[::1]:1"][..]),
+            ("[::]:1", &["127.0.0.1:1", "[::1]:1"]),
+            ("192.0.2.7:1", &["192.0.2.7:1"]),
+            ("[2001:db8::7]:1", &["[2001:db8::7]:1"]),
+        ] {
+            let found = from_here(listening.parse().unwrap());
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            assert_eq!(found, asked, "{listening}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_tried_and_the_last_is_named() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = listener.local_addr().unwrap();
+        // Bound, so that nobody else gets the port, and not listening.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let dead = socket.local_addr().unwrap();
+
+        let (_, at) = connect(&[dead, live]).await.unwrap();
+        let refused = connect(&[dead]).await.unwrap_err();
+
+        assert_eq!(at, live);
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(refused.to_string().contains(&dead.to_string()), "{refused}");
+    }
 
     async fn answered(text: &'static str) -> Result<Answer, Error> {
         let (ours, mut theirs) = duplex(1 << 16);

@@ -6,7 +6,7 @@
 //! it checks the digest at its own commit.
 
 mod follow;
-mod ingest;
+pub(crate) mod ingest;
 mod passing;
 pub mod uplink;
 mod watcher;

@@ -96,9 +96,9 @@ fn doctor(config: config::Doctor) -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return exit_code(Err(e).context("runtime")),
     };
-    let candidates = config.registry.metrics_addr.candidates();
+    let metrics = config.registry.metrics_addr.from_here();
     let examined = runtime.block_on(async {
-        let live = doctor::ask(&candidates).await;
+        let live = doctor::ask(&metrics).await;
         doctor::examine(&doctor_config(&config.registry), live).await
     });
     runtime.shutdown_background();

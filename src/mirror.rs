@@ -43,15 +43,28 @@ use search::{Delivery, Search};
 /// (`routing/flight/table.rs`): whoever waited longer would do so for nobody's sake.
 pub const LIMIT: Duration = Duration::from_secs(12);
 
-/// Asks one peer for the first bytes of what it is said to hold, outside of any pull. Path and query as containerd would
-/// send them. Bounded in time; says in words why it did not deliver.
+/// What a peer is asked for outside of any pull.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Whether it would deliver.
+    Head,
+    /// The first bytes.
+    Bytes,
+}
+
+/// Asks one peer for what it is said to hold. Path and query as containerd would send them. Bounded in time; says in words
+/// why it did not deliver.
 pub async fn probe(
     peer: &Peer,
+    probe: Probe,
     path_and_query: String,
     secret: Option<&Secret>,
 ) -> Result<(), String> {
     let ask = Ask {
-        method: Method::GET,
+        method: match probe {
+            Probe::Head => Method::HEAD,
+            Probe::Bytes => Method::GET,
+        },
         path_and_query,
         range: None,
         growing: None,

@@ -1,11 +1,12 @@
 //! What this node did lately: its last requests, what is under way, and where bytes came from, minute by minute.
 //!
 //! For people: nothing is decided by it, and nothing of it outlives the process. A request costs two short locks, at its
-//! beginning and at its end, and one atomic addition for each chunk of its body. What minutes hold is read from the
+//! beginning and at its end, and one that nobody else holds for each chunk of its body. What minutes hold is read from the
 //! metrics now and then ([`Recent::sample`]), so that a body of ten minutes counts when its bytes go, not when it ends.
 
 mod journey;
 mod minutes;
+mod pace;
 mod request;
 
 use std::collections::{HashMap, VecDeque};

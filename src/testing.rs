@@ -4,6 +4,7 @@
 
 pub mod conformance;
 pub mod content;
+pub mod fuzz;
 pub mod ingest;
 pub mod memory;
 pub mod peer;

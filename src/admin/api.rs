@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::error;
 
 use super::{Debug, MAX_TRIALS, view};
-pub use find::{Asked as FindAsked, Found};
+pub use find::{Asked as FindAsked, Found, Holder, Said};
 pub use view::peers::Peers;
 
 /// An image's name and a platform are shorter.

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 
-use crate::admin::api::{FindAsked, Found, Peers};
+use crate::admin::api::{FindAsked, Found, Holder, Peers, Said};
 use crate::config::{self, Format};
 use crate::http_get::{self, Answer};
 
-/// The daemon answers within milliseconds, and a lookup ends after a quarter of a second.
+/// The daemon answers within milliseconds, a lookup ends after a quarter of a second, and holders are asked for two.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Four thousand peers have 1 MiB.
 const LIMIT: usize = 16 << 20;
@@ -64,7 +63,7 @@ pub fn peers(config: &config::Peers, out: &mut impl Write) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether anybody holds it.
+/// Whether anybody has it to give.
 pub fn find(config: &config::Find, out: &mut impl Write) -> Result<bool> {
     let asked = FindAsked {
         reference: config.reference.clone(),
@@ -76,7 +75,8 @@ pub fn find(config: &config::Find, out: &mut impl Write) -> Result<bool> {
         Some(asked),
     )?;
     let found: Found = read(&body)?;
-    let somebody = found.here || !found.peers.is_empty();
+    let gives = |holder: &Holder| holder.asked.as_ref().is_none_or(|said| said.delivers);
+    let somebody = found.here || found.peers.iter().any(gives);
     if config.format == Format::Json {
         writeln!(out, "{body}")?;
         return Ok(somebody);
@@ -100,6 +100,7 @@ pub fn find(config: &config::Find, out: &mut impl Write) -> Result<bool> {
                 .clone()
                 .map_or("-".to_string(), |zone| printable(&zone)),
             format!("after {:.1} ms", holder.after_ms),
+            delivers(holder.asked.as_ref()),
             holder.peer.clone(),
         ]
     });
@@ -107,15 +108,31 @@ pub fn find(config: &config::Find, out: &mut impl Write) -> Result<bool> {
     Ok(somebody)
 }
 
+/// What a holder said when it was asked.
+fn delivers(said: Option<&Said>) -> String {
+    match said {
+        None => "not asked".to_string(),
+        Some(Said {
+            delivers: true,
+            took_ms,
+            ..
+        }) => format!("delivers ({took_ms:.1} ms)"),
+        Some(Said { took_ms, why, .. }) => {
+            let why = why.as_deref().unwrap_or("it does not say why");
+            format!("does not deliver: {} ({took_ms:.1} ms)", printable(why))
+        }
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn ask(at: &[SocketAddr], path: &str, post: Option<String>) -> Result<String> {
     let said: Vec<String> = at.iter().map(SocketAddr::to_string).collect();
     let said = said.join(" or ");
     let answered = tokio::time::timeout(PATIENCE, async {
-        let stream = TcpStream::connect(at).await.with_context(|| {
+        let (stream, at) = http_get::connect(at).await.with_context(|| {
             format!("Peili is not running at {said}: name its --metrics-addr, or run this in its pod (kubectl exec … -- /peili)")
         })?;
-        let host = stream.peer_addr()?.to_string();
+        let host = at.to_string();
         let answer = match post {
             None => http_get::get(stream, &host, path, LIMIT).await,
             Some(body) => http_get::post_json(stream, &host, path, body, LIMIT).await,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ask::{bytes, printable};
 use crate::basic_auth;
@@ -28,7 +28,7 @@ pub async fn run(config: &Pull, out: &mut impl Write) -> Result<bool> {
     };
     let mut events = try_pull::pull(registry, config.image.clone(), config.platform.clone());
     let is_terminal = std::io::stdout().is_terminal() && config.format == Format::Text;
-    let mut bars = is_terminal.then(Bars::default);
+    let mut bars = is_terminal.then(Bars::on_stdout);
     let mut ok = false;
     while let Some(event) = events.recv().await {
         if let Event::Ended { ok: all, .. } = event {
@@ -117,13 +117,20 @@ fn speed(size: u64, took_ms: u64) -> String {
     format!("{}/s", bytes(per_second as u64))
 }
 
-#[derive(Default)]
 struct Bars {
     all: MultiProgress,
     by_digest: HashMap<Digest, ProgressBar>,
 }
 
 impl Bars {
+    /// By itself indicatif draws on stderr, and nothing at all where that is a file.
+    fn on_stdout() -> Self {
+        Self {
+            all: MultiProgress::with_draw_target(ProgressDrawTarget::stdout()),
+            by_digest: HashMap::new(),
+        }
+    }
+
     fn show(&mut self, event: &Event) {
         match event {
             Event::Layers { layers } => {

@@ -66,9 +66,9 @@ pub(super) enum RawCommand {
     /// Says which other nodes this node's mirror knows, how far they are, and what went from whom to whom.
     #[command(after_long_help = help::PEERS_COMMAND)]
     Peers(RawPeers),
-    /// Asks the cluster now who holds an image or a digest, and how long each answer took.
+    /// Asks the cluster now who holds an image or a digest, and each of them whether it delivers it.
     ///
-    /// Exit code 0: somebody does, or this node; 1: nobody.
+    /// Exit code 0: somebody does, or this node; 1: nobody, or nobody who delivers it.
     #[command(after_long_help = help::FIND)]
     Find(RawFind),
     /// Says which release this is.

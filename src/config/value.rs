@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::http_get;
+
 /// Where to listen. `:5000` means every address of both families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenAddr {
@@ -35,13 +37,8 @@ impl ListenAddr {
 
     /// Where whoever listens so is reached from the same machine.
     pub fn from_here(self) -> Vec<SocketAddr> {
-        let ips = match self.ip {
-            Some(ip) if !ip.is_unspecified() => vec![ip],
-            _ => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
-        };
-        ips.into_iter()
-            .map(|ip| SocketAddr::new(ip, self.port))
-            .collect()
+        let ip = self.ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+        http_get::from_here(SocketAddr::new(ip, self.port))
     }
 
     /// Whether two listeners would take each other's port.

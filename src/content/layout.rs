@@ -4,7 +4,7 @@
 //! says of it; the index only gives names. An index that cannot be read (somebody is writing it) changes nothing until it
 //! can. Format: OCI image spec, image-layout.md.
 
-mod index;
+pub(crate) mod index;
 mod watch;
 
 use std::collections::HashSet;

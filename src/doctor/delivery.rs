@@ -53,7 +53,7 @@ pub async fn deliver(
             let path = format!("/v2/{path}/manifests/{digest}?ns={ns}");
             let addresses = peer.registry.iter().map(ToString::to_string);
             let name = addresses.collect::<Vec<_>>().join(", ");
-            match mirror::probe(&peer, path, secret).await {
+            match mirror::probe(&peer, mirror::Probe::Bytes, path, secret).await {
                 Ok(()) => {
                     return Delivery::Delivered {
                         digest,

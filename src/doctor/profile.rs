@@ -172,13 +172,15 @@ const BOTTLEROCKET: Profile = Profile {
     certs_d: "/etc/containerd/certs.d",
     content: "/var/lib/containerd/io.containerd.content.v1.content",
     registries: Registries::Told(
-        "Bottlerocket has no setting for config_path. See what containerd has (/etc/containerd/config.toml, from the admin \
-         container): with settings.container-registry.mirrors it has registry.mirrors and reads no directory, so remove that \
-         setting; where config_path is not there at all, this release of Bottlerocket reads no directory.",
+        "Bottlerocket's containerd reads /etc/containerd/certs.d by itself from release 1.56 on (February 2026), and nothing \
+         that an operator can set makes an older one read a directory: update the node. From 1.56 on, \
+         settings.container-registry.mirrors become hosts.toml files in the same directory, and containerd asks those \
+         mirrors and not this one for their registries: remove such settings, or set \
+         peili.prependExisting=true to stand before them.",
     ),
     keeping: Place {
-        at: "Bottlerocket keeps layers by itself. Where they are gone nevertheless, another snapshotter \
-             (settings.container-runtime.snapshotter) does not fetch them whole; what containerd would need is:",
+        at: "Bottlerocket keeps layers by itself and has no setting for it. Where they are gone nevertheless, another \
+             snapshotter (settings.container-runtime.snapshotter) does not fetch them whole; what containerd would need is:",
         frame: None,
         then: "",
     },
@@ -215,10 +217,12 @@ const GKE: Profile = Profile {
          one (gcloud container node-pools update POOL --containerd-config-from-file=FILE).",
     ),
     keeping: Place {
-        at: "GKE keeps layers by itself, but with image streaming it does not fetch them whole: nodes without it share \
-             what they pull. What containerd would need is:",
+        at: "GKE's containerd has discard_unpacked_layers = true from 1.27 on, and the node pool's runtime configuration has \
+             no entry for it. On Standard clusters a privileged DaemonSet of your own can change it on each node; on \
+             Autopilot, and with image streaming, which does not fetch layers whole, nodes share only what they are getting at \
+             the same time. In /etc/containerd/config.toml:",
         frame: None,
-        then: "",
+        then: "then, as the DaemonSet: systemctl restart containerd on the node",
     },
 };
 

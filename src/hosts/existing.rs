@@ -30,6 +30,8 @@ pub fn prepended(
     registry: Option<&Registry>,
 ) -> Result<String, Unmergeable> {
     let mut document = parse(existing)?;
+    // An editor on Windows puts it there. It is nothing at the beginning, and no TOML behind what is ours.
+    let existing = existing.strip_prefix('\u{feff}').unwrap_or(existing);
     let root = without_headings(&document);
     let typed = existing.strip_prefix(&root);
     let (root, theirs) = match typed.filter(|_| is_plain(&document, hosts)) {

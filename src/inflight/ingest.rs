@@ -176,7 +176,7 @@ impl Lookout {
 }
 
 /// Whether a ref of `namespace` is for `digest`.
-fn is_of(reference: &str, namespace: &str, digest: &Digest) -> bool {
+pub(crate) fn is_of(reference: &str, namespace: &str, digest: &Digest) -> bool {
     let key = reference
         .strip_prefix(namespace)
         .and_then(|rest| rest.strip_prefix('/'))

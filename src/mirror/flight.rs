@@ -128,7 +128,7 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub struct UnderWay {
     pub digest: Digest,
-    /// `registry/repository`.
+    /// Whose part it is: `registry/repository@digest`, or `registry/repository` where the manifest is not known.
     pub image: String,
     pub role: Role,
     /// For how long it has had this role.

@@ -234,13 +234,10 @@ impl Span {
         let (range, total) = header.strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = range.split_once('-')?;
         let (start, last, total) = (digits(first)?, digits(last)?, digits(total)?);
-        (start <= last && last < total).then_some((
-            Span {
-                start,
-                end: last + 1,
-            },
-            total,
-        ))
+        (start <= last && last < total).then(|| {
+            let end = last + 1;
+            (Span { start, end }, total)
+        })
     }
 }
 
@@ -382,6 +379,7 @@ mod tests {
         for wrong in [
             "bytes 3-8/*",
             "bytes 3-10/10",
+            "bytes 0-18446744073709551615/10",
             "bytes 8-3/10",
             "bytes */10",
             "3-8/10",

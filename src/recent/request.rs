@@ -1,6 +1,7 @@
 //! One request, while it is under way and when it has ended.
 
 use std::net::IpAddr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::journey::{Journey, Leg, NotDelivered};
+use super::lock;
+use super::pace::Pace;
 
 /// In characters: an image name has 255 at the most, and a digest 135.
 const MAX_TEXT: usize = 300;
@@ -86,6 +89,7 @@ pub struct Transfer {
     began: Instant,
     bytes: AtomicU64,
     length: AtomicU64,
+    pace: Mutex<Pace>,
 }
 
 impl Transfer {
@@ -98,12 +102,19 @@ impl Transfer {
             began: Instant::now(),
             bytes: AtomicU64::new(0),
             length: AtomicU64::new(UNKNOWN),
+            pace: Mutex::default(),
         }
     }
 
     /// More of its body has been taken. This is called for each chunk.
     pub fn brought(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        lock(&self.pace).add(bytes, self.began.elapsed());
+    }
+
+    /// Bytes per second, of late.
+    pub fn rate(&self) -> u64 {
+        lock(&self.pace).rate(self.began.elapsed())
     }
 
     pub fn bytes(&self) -> u64 {

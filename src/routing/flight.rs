@@ -13,7 +13,7 @@ mod ask;
 mod desk;
 mod entries;
 pub mod table;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! The dashboard as Grafana's sidecar and its operator are given it, and alerts over made-up time. tests/dashboard.rs asks a
+//! The dashboard as Grafana's sidecar and its operator are given it, and alerts over made-up time. tests/dashboard asks a
 //! Prometheus over running nodes.
 
 use super::*;

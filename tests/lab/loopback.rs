@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::http::{self, Answer};
@@ -94,16 +95,34 @@ impl Loopback {
         peili: &Path,
         more: impl Fn(&LoopbackNode) -> Vec<String>,
     ) -> Result<()> {
-        let routers = self
-            .nodes
-            .iter()
-            .map(|node| node.address(node.ports.router));
-        let peers: Vec<_> = routers
-            .map(|router| format!("/ip4/{}/tcp/{}", router.ip(), router.port()))
-            .collect();
+        let peers = self.routers();
         for node in &self.nodes {
             node.spawn(peili, &peers, &more(node))?;
         }
+        self.ready().await
+    }
+
+    /// The same, but each is told of these others, by multiaddr.
+    pub async fn start_among(
+        &self,
+        peili: &Path,
+        others: impl Fn(&LoopbackNode) -> Vec<String>,
+    ) -> Result<()> {
+        for node in &self.nodes {
+            node.spawn(peili, &others(node), &[])?;
+        }
+        self.ready().await
+    }
+
+    /// Where each is found, as a multiaddr.
+    pub fn routers(&self) -> Vec<String> {
+        let routers = self.nodes.iter().map(LoopbackNode::router);
+        routers
+            .map(|at| format!("/ip4/{}/tcp/{}", at.ip(), at.port()))
+            .collect()
+    }
+
+    async fn ready(&self) -> Result<()> {
         futures::future::try_join_all(self.nodes.iter().map(LoopbackNode::ready)).await?;
         Ok(())
     }
@@ -171,6 +190,17 @@ impl LoopbackNode {
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         let answer = http::get_here(self.address(self.ports.metrics), "/metrics").await?;
         Ok(metric(&answer.expect(200)?.text(), name, labels))
+    }
+
+    /// What its daemon has logged; a new one when it starts again.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// SIGSTOP, SIGCONT and the like; an error where it does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let daemon = self.daemon.lock().unwrap();
+        daemon.as_ref().context("it does not run")?.signal(signal)
     }
 
     pub fn is_running(&self) -> bool {

@@ -122,7 +122,8 @@ impl Peili {
         output(command).await
     }
 
-    /// Makes containerd, which must run, ask this node's Peili first for images of `registry`.
+    /// Makes containerd, which must run, ask this node's Peili first for images of `registry`. `more` are options and their
+    /// values, instead of the lab's value where it has one.
     pub async fn configure(
         &self,
         netns: &Netns,
@@ -134,18 +135,18 @@ impl Peili {
         let registry = format!("http://{registry}");
         let certs_d = containerd.certs_d().display().to_string();
         let socket = containerd.socket().display().to_string();
-        let args = [
-            "configuration",
-            "--containerd-sock",
-            &socket,
-            "--containerd-registry-config-path",
-            &certs_d,
-            "--mirror-targets",
-            &target,
-            "--mirrored-registries",
-            &registry,
+        let usual = [
+            ["--containerd-sock", &socket],
+            ["--containerd-registry-config-path", &certs_d],
+            ["--mirror-targets", &target],
+            ["--mirrored-registries", &registry],
         ];
-        self.run(netns, &[&args[..], more].concat()).await.map(drop)
+        let usual = usual.iter().filter(|[flag, _]| !more.contains(flag));
+        let args: Vec<&str> = std::iter::once("configuration")
+            .chain(usual.flatten().copied())
+            .chain(more.iter().copied())
+            .collect();
+        self.run(netns, &args).await.map(drop)
     }
 
     /// Starts it without waiting for anything.

@@ -1,4 +1,7 @@
-//! `POST /debug/api/find`: who holds something, asked now.
+//! `POST /debug/api/find`: who holds something, asked now; and whether they deliver it.
+//!
+//! What the cluster was told cannot be taken back: who held something a quarter of an hour ago is still found. So each
+//! holder is asked, too (HEAD).
 
 use std::net::SocketAddr;
 
@@ -12,11 +15,16 @@ use tokio::time::{Duration, Instant, timeout_at};
 
 use super::super::Debug;
 use super::{a_trial, asked, json, refusal};
+use crate::basic_auth::Secret;
 use crate::content::ContentStore;
-use crate::oci::{Digest, ImageName, Key};
+use crate::mirror::{self, Probe};
+use crate::oci::{Digest, ImageName, Key, Repository};
+use crate::routing::Peer;
 
 /// A lookup ends by itself within 250 ms; this is for a router that has too much to do.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Holders that are asked, side by side, each for two seconds at the most. More than a pull would ask.
+const MAX_ASKED: usize = 20;
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -44,11 +52,22 @@ pub struct Holder {
     pub zone: Option<String>,
     /// When it was heard of, from the beginning of the lookup.
     pub after_ms: f64,
+    /// What it said when it was asked; None: the first twenty are asked, and it is none of them.
+    pub asked: Option<Said>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Said {
+    pub delivers: bool,
+    /// Until it had answered, or was given up.
+    pub took_ms: f64,
+    /// Why it does not deliver, in words.
+    pub why: Option<String>,
 }
 
 pub(super) async fn answer(State(debug): State<Debug>, body: Bytes) -> Response {
-    let key = match asked::<Asked>(&body).map(|asked| key_of(asked.reference.trim())) {
-        Ok(Ok(key)) => key,
+    let wanted = match asked::<Asked>(&body).map(|asked| wanted(asked.reference.trim())) {
+        Ok(Ok(wanted)) => wanted,
         Ok(Err(why)) => return refusal(StatusCode::BAD_REQUEST, why),
         Err(refusal) => return *refusal,
     };
@@ -56,39 +75,99 @@ pub(super) async fn answer(State(debug): State<Debug>, body: Bytes) -> Response 
         Ok(permit) => permit,
         Err(refusal) => return *refusal,
     };
-    let here = is_here(&*debug.store, &key).await;
+    let here = is_here(&*debug.store, &wanted.key).await;
     let began = Instant::now();
-    let mut peers = Vec::new();
-    let mut lookup = debug.router.lookup(key.clone());
+    let mut heard = Vec::new();
+    let mut lookup = debug.router.lookup(wanted.key.clone());
     while let Ok(Some(peer)) = timeout_at(began + PATIENCE, lookup.next()).await {
-        peers.push(Holder {
+        heard.push((peer, millis(began.elapsed())));
+    }
+    let took_ms = millis(began.elapsed());
+    let secret = debug.registry.basic_auth.as_deref();
+    let all = heard.into_iter().enumerate().map(async |(place, heard)| {
+        let (peer, after_ms) = heard;
+        Holder {
+            asked: match place < MAX_ASKED {
+                true => Some(wanted.ask(&peer, secret).await),
+                false => None,
+            },
             peer: peer.id.to_string(),
             addresses: peer.registry,
             zone: peer.zone.as_deref().map(str::to_string),
-            after_ms: millis(began.elapsed()),
-        });
-    }
+            after_ms,
+        }
+    });
     json(&Found {
-        key: key.to_string(),
+        key: wanted.key.to_string(),
         here,
-        took_ms: millis(began.elapsed()),
-        peers,
+        took_ms,
+        peers: futures::future::join_all(all).await,
     })
 }
 
-fn key_of(reference: &str) -> Result<Key, String> {
+#[derive(Debug)]
+struct Wanted {
+    key: Key,
+    /// Of a digest that came without one, none.
+    repository: Option<Repository>,
+}
+
+impl Wanted {
+    /// Whether `peer` would deliver it.
+    async fn ask(&self, peer: &Peer, secret: Option<&Secret>) -> Said {
+        let began = Instant::now();
+        let answer = mirror::probe(peer, Probe::Head, self.path(), secret).await;
+        Said {
+            delivers: answer.is_ok(),
+            took_ms: millis(began.elapsed()),
+            why: answer.err().map(|why| match self.repository {
+                Some(_) => why,
+                // Whoever leaves anything out must know whose it is.
+                None => format!("{why} (by its digest alone: an image's name before it may help)"),
+            }),
+        }
+    }
+
+    /// Path and query, as a peer is asked.
+    fn path(&self) -> String {
+        let (kind, reference) = match &self.key {
+            Key::Content(digest) => ("blobs", digest.as_str()),
+            Key::Tag(tag) => ("manifests", tag.tag()),
+        };
+        match &self.repository {
+            Some(repository) => {
+                let ns = repository.registry().as_bytes();
+                let ns: String = form_urlencoded::byte_serialize(ns).collect();
+                let path = repository.path();
+                format!("/v2/{path}/{kind}/{reference}?ns={ns}")
+            }
+            // Nobody looks at the name where nothing is left out.
+            None => format!("/v2/unknown/{kind}/{reference}"),
+        }
+    }
+}
+
+fn wanted(reference: &str) -> Result<Wanted, String> {
     if let Ok(digest) = reference.parse::<Digest>() {
-        return Ok(Key::Content(digest));
+        return Ok(Wanted {
+            key: Key::Content(digest),
+            repository: None,
+        });
     }
     let cure = "write registry/repository:tag, such as docker.io/library/nginx:1.27, or a digest";
     let name: ImageName = reference.parse().map_err(|e| format!("{e}: {cure}"))?;
-    match (name.digest, name.tag) {
-        (Some(digest), _) => Ok(Key::Content(digest)),
-        (None, Some(tag)) => Ok(Key::Tag(tag)),
-        (None, None) => Err(format!(
-            "{reference:?} has neither a tag nor a digest: {cure}"
-        )),
-    }
+    let key = match (name.digest, name.tag) {
+        (Some(digest), _) => Key::Content(digest),
+        (None, Some(tag)) => Key::Tag(tag),
+        (None, None) => {
+            let error = format!("{reference:?} has neither a tag nor a digest: {cure}");
+            return Err(error);
+        }
+    };
+    Ok(Wanted {
+        key,
+        repository: Some(name.repository),
+    })
 }
 
 async fn is_here(store: &dyn ContentStore, key: &Key) -> bool {
@@ -112,25 +191,68 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_a_digest_or_both_are_looked_up() {
+    fn a_tag_a_digest_or_both_are_looked_up_and_asked_for() {
         let digest = Digest::sha256(b"x");
-        for (reference, key) in [
-            (digest.to_string(), Some(digest.to_string())),
-            (format!("r.test/a@{digest}"), Some(digest.to_string())),
-            (format!("r.test/a:v1@{digest}"), Some(digest.to_string())),
+        let blob = |name: &str, ns: &str| format!("/v2/{name}/blobs/{digest}{ns}");
+        for (reference, key, path) in [
+            (digest.to_string(), digest.to_string(), blob("unknown", "")),
+            (
+                format!("r.test:5000/a@{digest}"),
+                digest.to_string(),
+                blob("a", "?ns=r.test%3A5000"),
+            ),
+            (
+                format!("r.test/a:v1@{digest}"),
+                digest.to_string(),
+                blob("a", "?ns=r.test"),
+            ),
             (
                 "docker.io/nginx:1".into(),
-                Some("docker.io/library/nginx:1".into()),
+                "docker.io/library/nginx:1".into(),
+                "/v2/library/nginx/manifests/1?ns=docker.io".into(),
             ),
-            ("r.test/a".into(), None),
-            ("nginx:1".into(), None),
-            (String::new(), None),
         ] {
-            let read = key_of(&reference);
-            assert_eq!(read.as_ref().ok().map(Key::to_string), key, "{reference}");
-            if let Err(why) = read {
-                assert!(why.contains("docker.io/library/nginx"), "{why}");
-            }
+            let wanted = wanted(&reference).unwrap();
+            assert_eq!(wanted.key.to_string(), key, "{reference}");
+            assert_eq!(wanted.path(), path, "{reference}");
         }
+        for reference in ["r.test/a", "nginx:1", ""] {
+            let why = wanted(reference).unwrap_err();
+            assert!(why.contains("docker.io/library/nginx"), "{why}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_holder_says_whether_it_delivers_and_who_does_not_says_why() {
+        use crate::testing::peer::FakePeer;
+        let layer = b"layer".repeat(1000);
+        let digest = Digest::sha256(&layer);
+        let named = wanted(&format!("r.test/a@{digest}")).unwrap();
+        let good = FakePeer::serving(layer.clone()).spawn().await;
+        let lost = FakePeer::serving(layer.clone())
+            .answering(404)
+            .spawn()
+            .await;
+        let ill = FakePeer::serving(layer).answering(500).spawn().await;
+
+        for (peer, why) in [
+            (good.peer(), None),
+            (lost.peer(), Some("does not have it")),
+            (ill.peer(), Some("answered 500")),
+            (FakePeer::gone().await, Some("refused the connection")),
+        ] {
+            let said = named.ask(&peer, None).await;
+            assert_eq!(said.delivers, why.is_none(), "{said:?}");
+            let told = said.why.unwrap_or_default();
+            assert!(told.starts_with(why.unwrap_or_default()), "{told}");
+            assert!(!told.contains("by its digest alone"), "{told}");
+            assert!(said.took_ms > 0.0);
+        }
+        let asked = &good.asked()[0];
+        assert!(asked.is_mirrored, "{asked:?}");
+        assert!(asked.line.starts_with("HEAD /v2/a/blobs/"), "{asked:?}");
+        let unnamed = wanted(digest.as_str()).unwrap();
+        let said = unnamed.ask(&lost.peer(), None).await;
+        assert!(said.why.unwrap().contains("by its digest alone"));
     }
 }

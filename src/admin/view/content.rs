@@ -45,8 +45,9 @@ pub struct Row {
     pub platforms: Vec<Platform>,
     /// Of all its blobs that are here, each once, in bytes.
     pub bytes: u64,
+    /// Whether the cluster is told of it: by its tag, or by its digest if it has none.
     pub advertised: bool,
-    /// Why the tag is not told.
+    /// Why not.
     pub why: Option<String>,
 }
 
@@ -164,8 +165,7 @@ async fn row(debug: &Debug, held: &Held, image: &Image, until: Instant) -> Row {
             }
         }
     }
-    let key = image.tag.clone().map(Key::Tag);
-    let advertised = key.as_ref().is_some_and(|key| held.told.contains(key));
+    let why = why_not(image, &debug.filter, held);
     Row {
         image: image.repository.to_string(),
         tag: image.tag.as_ref().map(|tag| tag.tag().to_string()),
@@ -176,24 +176,27 @@ async fn row(debug: &Debug, held: &Held, image: &Image, until: Instant) -> Row {
             .unwrap_or_default(),
         platforms,
         bytes: sizes.values().sum(),
-        why: (!advertised).then(|| why_not(image, &debug.filter, held)),
-        advertised,
+        advertised: why.is_none(),
+        why,
     }
 }
 
-/// Why an image's tag is not told to the cluster.
-fn why_not(image: &Image, filter: &Filter, held: &Held) -> String {
-    let Some(tag) = &image.tag else {
-        let is_told = held.told.contains(&Key::Content(image.manifest.clone()));
-        return match is_told {
-            true => "it has no tag; its digest is advertised".to_string(),
-            false => "it has no tag, and its digest is left out or not told yet".to_string(),
-        };
+/// Why the cluster is not told of an image by its tag, or by its digest if it has none. None: it is.
+fn why_not(image: &Image, filter: &Filter, held: &Held) -> Option<String> {
+    let (key, shared) = match &image.tag {
+        Some(tag) => (Key::Tag(tag.clone()), filter.tag(tag)),
+        None => (
+            Key::Content(image.manifest.clone()),
+            filter.content(&image.repository, &image.manifest),
+        ),
     };
-    match filter.tag(tag) {
+    if held.told.contains(&key) {
+        return None;
+    }
+    Some(match shared {
         Err(left_out) => left_out.to_string(),
         Ok(()) => "not told yet".to_string(),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -207,51 +210,44 @@ mod tests {
         let manifest: Digest = format!("sha256:{}", "ab".repeat(32)).parse().unwrap();
         let tag = TagName::new(repository.clone(), "v1").unwrap();
         let by_digest = Key::Content(manifest.clone());
+        let by_tag = Key::Tag(tag.clone());
+        let other_host = "registry.test:5000 is not among the mirrored registries";
         for (name, hosts, pattern, told, why) in [
-            ("v1", None, None, None, "not told yet"),
-            (
-                "v1",
-                Some("ghcr.io"),
-                None,
-                None,
-                "registry.test:5000 is not among the mirrored registries",
-            ),
+            ("v1", None, None, Some(&by_tag), None),
+            ("v1", None, None, None, Some("not told yet")),
+            // Its digest alone leads nobody who asks for the tag to it.
+            ("v1", None, None, Some(&by_digest), Some("not told yet")),
+            ("v1", Some("ghcr.io"), None, None, Some(other_host)),
             (
                 "v1",
                 Some("registry.test:5000"),
                 Some("team/.*:v1$"),
                 None,
-                "registry.test:5000/team/app:v1 is left out: the registry filter \"team/.*:v1$\" matches it",
+                Some(
+                    "registry.test:5000/team/app:v1 is left out: the registry filter \"team/.*:v1$\" matches it",
+                ),
             ),
-            ("v1", None, Some(":latest$"), None, "not told yet"),
-            (
-                "",
-                None,
-                None,
-                Some(by_digest),
-                "it has no tag; its digest is advertised",
-            ),
-            (
-                "",
-                None,
-                None,
-                None,
-                "it has no tag, and its digest is left out or not told yet",
-            ),
+            ("v1", None, Some(":latest$"), None, Some("not told yet")),
+            ("", None, None, Some(&by_digest), None),
+            ("", None, None, None, Some("not told yet")),
+            ("", Some("ghcr.io"), None, None, Some(other_host)),
+            // Told as a part of another image.
+            ("", Some("ghcr.io"), None, Some(&by_digest), None),
         ] {
             let image = Image {
                 repository: repository.clone(),
                 tag: (!name.is_empty()).then(|| tag.clone()),
                 manifest: manifest.clone(),
             };
-            let hosts = hosts.map(|host: &str| vec![host.to_string()]);
+            let only = hosts.map(|host: &str| vec![host.to_string()]);
             let patterns = pattern.iter().map(|text: &&str| text.parse().unwrap());
-            let filter = Filter::new(hosts, patterns.collect());
+            let filter = Filter::new(only, patterns.collect());
             let held = Held {
-                told: Arc::new(told.into_iter().collect()),
+                told: Arc::new(told.into_iter().cloned().collect()),
                 ..Held::default()
             };
-            assert_eq!(why_not(&image, &filter, &held), why, "{pattern:?}");
+            let told = why_not(&image, &filter, &held);
+            assert_eq!(told.as_deref(), why, "{name:?} {hosts:?} {pattern:?}");
         }
     }
 }

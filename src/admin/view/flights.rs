@@ -42,6 +42,8 @@ pub struct Transfer {
     pub asked: Asked,
     pub bytes: u64,
     pub length: Option<u64>,
+    /// Of late, not since it began.
+    pub bytes_per_second: u64,
     pub for_ms: u64,
     pub from: Vec<Leg>,
 }
@@ -63,6 +65,7 @@ pub fn of(debug: &Debug) -> Flights {
             asked: transfer.asked.clone(),
             bytes: transfer.bytes(),
             length: transfer.length(),
+            bytes_per_second: transfer.rate(),
             for_ms: millis(transfer.elapsed()),
             from: transfer.journey.from(),
         });

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::content::skipped::Skipped;
 use crate::oci::{Digest, ImageName, TagName};
 
-pub(super) type Tags = HashMap<TagName, Digest>;
+pub(crate) type Tags = HashMap<TagName, Digest>;
 
 /// Which annotations may hold a full name, the better first: containerd's own, which `ctr images export` and BuildKit
 /// write, and that of the image spec, which is a bare tag as often as a full name.
@@ -42,7 +42,7 @@ pub(super) fn layout_version(json: &[u8]) -> Option<String> {
 
 /// The names of the index's own entries, as containerd reads them when it imports: what an index further down calls its
 /// parts is not looked at. Of two entries with one name the later counts.
-pub(super) fn tags(json: &[u8], skipped: &Skipped) -> Result<Tags, serde_json::Error> {
+pub(crate) fn tags(json: &[u8], skipped: &Skipped) -> Result<Tags, serde_json::Error> {
     let index: Index = serde_json::from_slice(json)?;
     let named = index.manifests.iter().filter_map(|entry| {
         let annotations = entry.annotations.as_ref()?;

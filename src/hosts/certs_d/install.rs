@@ -83,8 +83,14 @@ impl Install<'_> {
         let mut all: Vec<Wanted> = Vec::new();
         for wanted in &self.plan.wanted {
             let other = wanted.other_directory.as_ref();
-            let other =
-                other.filter(|other| self.plan.prepend_existing && self.is_before_us(other));
+            let other = other.filter(|other| {
+                // It could not be read then, and it is not known that it was there before us.
+                let was_left = || {
+                    let is_there = disk::exists(&self.site.certs_d.join(other));
+                    is_there && !self.site.had_written(&wanted.directory)
+                };
+                self.plan.prepend_existing && (self.is_before_us(other) || was_left())
+            });
             all.push(Wanted {
                 directory: other.unwrap_or(&wanted.directory).clone(),
                 other_directory: None,

@@ -274,3 +274,30 @@ fn what_cannot_be_read_is_left_as_it_is_and_the_others_are_not() {
     }
     assert!(after == before);
 }
+
+/// Found by fuzzing: the second run took it for one that came after the first, and wrote beside it what nobody reads.
+#[test]
+fn what_cannot_be_read_under_containerds_other_name_is_left_each_time() {
+    let (root, _) = with_mirrors();
+    let at = root.path();
+    write(at, "registry.example_5000_/hosts.toml", "[host.");
+    let config = prepending(at, &["http://registry.example:5000"], 1);
+
+    let first = configured(&config);
+    let second = configured(&config);
+
+    let is_left = |done: &Done| matches!(done, Done::Unmergeable(file, _) if file.ends_with("registry.example_5000_/hosts.toml"));
+    assert!(first.iter().any(is_left), "{first:?}");
+    assert!(second.iter().any(is_left), "{second:?}");
+    assert!(!at.join("registry.example:5000").exists());
+
+    // It is corrected and counts.
+    write(
+        at,
+        "registry.example_5000_/hosts.toml",
+        "[host.\"https://other\"]\n",
+    );
+    configured(&config);
+    let hosts = [OURS, "https://other"].map(str::to_string);
+    assert_eq!(hosts_of(at, "registry.example_5000_"), hosts);
+}

@@ -27,7 +27,7 @@ const TOTAL: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 64 << 10;
 
 /// Of which three are tried at first.
-const MAX_ADDRESSES: usize = 256;
+pub(crate) const MAX_ADDRESSES: usize = 256;
 
 /// Where to ask: `https://peers.example:8443/id`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,7 +217,7 @@ impl Client {
 
 /// The addresses in an answer. Some that cannot be used do no harm to the others: a newer release may have kinds that we
 /// do not know.
-fn read(body: &[u8]) -> Result<Vec<Multiaddr>, Error> {
+pub(crate) fn read(body: &[u8]) -> Result<Vec<Multiaddr>, Error> {
     let entries: Vec<Entry> = serde_json::from_slice(body).map_err(Error::Json)?;
     let texts: Vec<String> = entries
         .into_iter()

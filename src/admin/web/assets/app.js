@@ -110,7 +110,15 @@ async function find(reference) {
     list.id = "holders";
     for (const peer of told.peers) {
       const zone = peer.zone ? ` in ${peer.zone}` : "";
-      list.append(element("li", `${peer.addresses[0] || peer.peer}${zone}, heard of after ${peer.after_ms.toFixed(1)} ms`));
+      const item = element("li", `${peer.addresses[0] || peer.peer}${zone}, heard of after ${peer.after_ms.toFixed(1)} ms `);
+      const said = peer.asked;
+      if (said) {
+        const badge = said.delivers ? element("span", "delivers", "badge ok") : element("span", "does not deliver", "badge failed");
+        item.append(badge, ` ${said.why ? `${said.why}, ` : ""}after ${said.took_ms.toFixed(1)} ms`);
+      } else {
+        item.append(element("span", "not asked", "badge"));
+      }
+      list.append(item);
     }
     found.replaceChildren(title, key, list);
   } catch (error) {

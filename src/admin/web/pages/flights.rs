@@ -61,14 +61,13 @@ impl Flights {
             )
         });
         let transfer = |transfer: flights::Transfer, who: String| {
-            let speed = transfer.bytes as f64 / transfer.for_ms.max(1) as f64 * 1e3;
             let image = transfer.asked.image.unwrap_or_default();
             FlightRow::of(
                 transfer.asked.reference,
                 image,
                 transfer.bytes,
                 transfer.length,
-                speed as u64,
+                transfer.bytes_per_second,
                 who,
             )
         };
