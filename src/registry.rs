@@ -15,7 +15,7 @@ pub mod uploads;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::Body;
@@ -31,16 +31,18 @@ use crate::advertise::Pulls;
 use crate::basic_auth::{self, Secret};
 use crate::content::{ContentStore, StoreError};
 use crate::inflight::{Inflight, Uplink};
+use crate::membership::{self, Admitted, Members};
 use crate::mirror::flight::Puller;
 use crate::mirror::{Mirror, Wanted};
 use crate::node_token::{self, Caller, NodeToken};
 use crate::oci::distribution::{
-    AGAIN, GROWING, MIRRORED, ManifestReference, OCI_NAMESPACE, Resource,
+    AGAIN, DOCKER_CONTENT_DIGEST, GROWING, MIRRORED, ManifestReference, OCI_NAMESPACE, Resource,
 };
 use crate::oci::filter::Filter;
 use crate::oci::{Digest, Repository};
 use crate::readiness::Readiness;
 use crate::recent::Journey;
+use crate::routing::Peer;
 use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
 use crate::server::sendfile::FileSender;
@@ -66,11 +68,48 @@ pub struct Registry {
     pub token: Option<Arc<NodeToken>>,
     /// What everybody must send who asks for anything but a probe; None: nothing.
     pub basic_auth: Option<Arc<Secret>>,
+    /// Who is a peer; None: who says so.
+    pub door: Option<Door>,
     pub uploads: Uploads,
     /// What containerd is still writing here, for peers that would take it.
     pub inflight: Inflight,
     /// Who of them is taking it.
     pub uplink: Uplink,
+}
+
+/// Open to members.
+#[derive(Clone, Debug)]
+pub struct Door {
+    members: Arc<Members>,
+    /// By which they know this node: a proof is for one of these.
+    names: Arc<[String]>,
+}
+
+impl Door {
+    pub fn new(members: Arc<Members>, me: &Peer) -> Self {
+        let names = me.names().map(|name| name.to_string());
+        Self {
+            members,
+            names: names.collect(),
+        }
+    }
+
+    fn admit(&self, parts: &Parts) -> Result<Admitted, membership::Refused> {
+        let text = |value: &'_ HeaderValue| value.to_str().ok().map(str::to_string);
+        let path = parts.uri.path_and_query().map(|it| it.as_str());
+        let range = parts.headers.get(header::RANGE).and_then(text);
+        let asked = membership::Request {
+            // Replaced by each of the names.
+            to: "",
+            method: parts.method.as_str(),
+            path_and_query: path.unwrap_or_default(),
+            range: range.as_deref().unwrap_or_default(),
+        };
+        let presented = parts.headers.get_all(membership::HEADER).iter();
+        let presented = presented.filter_map(|value| value.to_str().ok());
+        let now = SystemTime::now();
+        self.members.admit(presented, &asked, &self.names, now)
+    }
 }
 
 /// All routes of the registry port.
@@ -141,6 +180,8 @@ struct Asked {
     growing: Option<Duration>,
     /// Where it came from, as the socket says.
     remote: Option<IpAddr>,
+    /// The member that asks, where peers are members.
+    member: Option<Admitted>,
     /// Whether it is this node's containerd that asks.
     is_ours: bool,
     puller: Puller,
@@ -190,10 +231,16 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
         ),
         _ => Caller::Ours,
     };
-    let understood = match caller {
+    let member = match &registry.door {
+        Some(door) if from_peer => door.admit(&parts).map(Some),
+        _ => Ok(None),
+    };
+    let understood = match (caller, member) {
         _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized { is_containerd }),
-        Caller::Refused => Err(Error::Refused),
-        caller => understand(parts, &access, from_peer, caller == Caller::Ours),
+        (Caller::Refused, _) => Err(Error::Refused),
+        (_, Err(refused)) => Err(Error::Stranger(refused)),
+        (caller, Ok(member)) => understand(parts, &access, from_peer, caller == Caller::Ours)
+            .map(|asked| Asked { member, ..asked }),
     };
     let answered = match understood {
         Ok(_) if has_body(body).await => Err(Error::RequestBody),
@@ -278,7 +325,28 @@ impl Registry {
         {
             answered.response.headers_mut().insert(OCI_NAMESPACE, ns);
         }
+        self.vouch(&asked, answered.response.headers_mut());
         Ok(answered)
+    }
+}
+
+impl Registry {
+    /// Proves to a member that what it is told of a tag is a member's word.
+    fn vouch(&self, asked: &Asked, headers: &mut HeaderMap) {
+        use ManifestReference::Tag;
+        let (Some(door), Some(member), Resource::Manifest(Tag(_))) =
+            (&self.door, &asked.member, &asked.resource)
+        else {
+            return;
+        };
+        let digest = headers.get(DOCKER_CONTENT_DIGEST);
+        let Some(digest) = digest.and_then(|digest| digest.to_str().ok()) else {
+            return;
+        };
+        let proof = door.members.vouch(member, &asked.path_and_query, digest);
+        if let Ok(proof) = HeaderValue::from_str(&proof) {
+            headers.insert(membership::TAG_PROOF, proof);
+        }
     }
 }
 
@@ -342,6 +410,7 @@ fn understand(
             .extensions
             .get::<ConnectInfo<SocketAddr>>()
             .map(|ConnectInfo(remote)| remote.ip()),
+        member: None,
         is_ours,
         puller,
         sender: parts.extensions.get().cloned().unwrap_or_default(),

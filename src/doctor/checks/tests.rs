@@ -6,7 +6,7 @@ use super::all;
 use crate::content::containerd::told::Cri;
 use crate::doctor::Report;
 use crate::doctor::facts::{Containerd, Content, Hosts, Name, Port, Sample, Served};
-use crate::doctor::live::{Delivery, Live, Observed, Peers, Silence};
+use crate::doctor::live::{Delivery, Live, Observed, Peers, Silence, Strangers};
 use crate::doctor::mounts::Mount;
 use crate::doctor::profile::PLAIN;
 use crate::finding::{State, verdict};
@@ -49,6 +49,7 @@ fn live() -> Live {
             known: 4,
             connected: 3,
         },
+        strangers: Strangers::default(),
         observed: Observed {
             requests: 12,
             pulls: 1,
@@ -101,6 +102,7 @@ fn healthy() -> Facts {
             url: URL.into(),
             answer: Ok(Served::Ready),
         }],
+        members: Some(Ok(1)),
         bootstrap: vec![Name {
             name: "peili-bootstrap.peili.svc.cluster.local.".into(),
             leads_to: Ok(5),

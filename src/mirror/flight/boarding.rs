@@ -400,7 +400,7 @@ mod tests {
             inflight: Inflight::new(root, "k8s.io".into()),
             uplink: Uplink::default(),
             sharing: InFlightSharing::Auto,
-            basic_auth: None,
+            papers: Default::default(),
         };
         let config = mirror::Config {
             retries: 3,
