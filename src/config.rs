@@ -272,11 +272,8 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
     let require_node_token = reader.boolean("require-node-token", &raw.require_node_token);
     let basic_auth_dir = reader.read("basic-auth-dir", &raw.basic_auth_dir, absolute);
-    let cluster_secret_file = reader.optional(
-        "cluster-secret-file",
-        &raw.cluster_secret_file,
-        absolute,
-    );
+    let cluster_secret_file =
+        reader.optional("cluster-secret-file", &raw.cluster_secret_file, absolute);
     if let (Some(None), Some(Some(_))) = (&data_dir, &cluster_secret_file) {
         reader.mistake(
             "data-dir",

@@ -12,13 +12,13 @@ use peili::app::{self, App};
 use peili::config::{
     self, Bootstrap, Cleanup, CleanupWait, Command, CommandLine, ListenAddr, Store,
 };
+use peili::membership::Members;
 use peili::node_token::NodeToken;
 use peili::oci::filter::Filter;
 use peili::routing::bootstrap::Domain;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
 use peili::tls::CertDir;
-use peili::membership::Members;
 use peili::{basic_auth, commands, doctor, mirror, routing, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
@@ -89,7 +89,10 @@ fn daemon(config: config::Registry) -> ExitCode {
     };
     let served = runtime.block_on(async {
         let stop = terminated().context("signal handlers")?;
-        App::bind(app_config(config, secret, members)).await?.run(stop).await
+        App::bind(app_config(config, secret, members))
+            .await?
+            .run(stop)
+            .await
     });
     // A read of a disk that hangs cannot be taken back, and must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));

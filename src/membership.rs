@@ -206,7 +206,10 @@ impl State {
         let added = self.secrets.iter().filter(|it| !is_in(&old, it)).count();
         let gone = old.iter().filter(|it| !is_in(&self.secrets, it));
         let removed = gone.map(|secret| secret.removed.cancel()).count();
-        let is_as_before = old.iter().map(|it| &it.key).eq(self.secrets.iter().map(|it| &it.key));
+        let is_as_before = old
+            .iter()
+            .map(|it| &it.key)
+            .eq(self.secrets.iter().map(|it| &it.key));
         (!is_as_before).then_some((added, removed))
     }
 }

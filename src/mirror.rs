@@ -46,11 +46,7 @@ pub const LIMIT: Duration = Duration::from_secs(12);
 
 /// Asks one peer for the first bytes of what it is said to hold, outside of any pull. Path and query as containerd would
 /// send them. Bounded in time; says in words why it did not deliver.
-pub async fn probe(
-    peer: &Peer,
-    path_and_query: String,
-    papers: &Papers,
-) -> Result<(), String> {
+pub async fn probe(peer: &Peer, path_and_query: String, papers: &Papers) -> Result<(), String> {
     let ask = Ask {
         method: Method::GET,
         path_and_query,

@@ -108,6 +108,9 @@ mod tests {
             assert!(why.contains(reason), "{why}");
             assert!(!why.contains("short one") && !why.contains(ONE), "{why}");
         }
-        assert_eq!(parse(b"0123456789abcdef\n\xff\n").expect_err("binary").0, Some(2));
+        assert_eq!(
+            parse(b"0123456789abcdef\n\xff\n").expect_err("binary").0,
+            Some(2)
+        );
     }
 }

@@ -78,7 +78,10 @@ impl fmt::Display for Refused {
                 f.write_str("the request's proof is by another cluster secret, or for another node")
             }
             Refused::Clock(by) => {
-                let (by, where_to) = (by.unsigned_abs(), ["ahead of", "behind"][usize::from(*by < 0)]);
+                let (by, where_to) = (
+                    by.unsigned_abs(),
+                    ["ahead of", "behind"][usize::from(*by < 0)],
+                );
                 write!(
                     f,
                     "the asking node's clock is {by} s {where_to} this one's, and {} s are allowed: have both set by NTP",
@@ -115,7 +118,11 @@ impl Members {
             return Err(Refused::Unproven);
         };
         let is_for = |name: &String| {
-            let claim = Request { to: name, ..*request }.claim(at, nonce);
+            let claim = Request {
+                to: name,
+                ..*request
+            }
+            .claim(at, nonce);
             self.verify(&claim, &proof).is_some()
         };
         if !names.iter().any(is_for) {

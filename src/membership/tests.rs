@@ -22,7 +22,10 @@ fn version_1_is_these_bytes() {
     let (_file, members) = members(&["0123456789abcdef0123456789abcdef"]);
     let claim = Claim::new("label").with("").with([0xff, 0x00]);
     assert_eq!(hex(&claim.0), "000000056c6162656c0000000000000002ff00");
-    assert_eq!(hex(&members.prove(&claim)), "e35a3851149efa37f845eb1c282194331044e5a9fa131b478f7741f66d771799");
+    assert_eq!(
+        hex(&members.prove(&claim)),
+        "e35a3851149efa37f845eb1c282194331044e5a9fa131b478f7741f66d771799"
+    );
 
     let asked = Request {
         to: "12D3KooWPeer",
@@ -67,16 +70,47 @@ fn a_proof_is_good_for_what_it_was_made_for_and_nothing_else() {
     assert_eq!(judged(&ASKED, &header, 10_000), Ok(()));
 
     for (asked, what) in [
-        (Request { method: "HEAD", ..ASKED }, "method"),
-        (Request { path_and_query: "/v2/a/blobs/sha256:01?ns=a.test", ..ASKED }, "path"),
-        (Request { path_and_query: "/v2/a/blobs/sha256:00", ..ASKED }, "query"),
-        (Request { range: "bytes=0-", ..ASKED }, "range"),
+        (
+            Request {
+                method: "HEAD",
+                ..ASKED
+            },
+            "method",
+        ),
+        (
+            Request {
+                path_and_query: "/v2/a/blobs/sha256:01?ns=a.test",
+                ..ASKED
+            },
+            "path",
+        ),
+        (
+            Request {
+                path_and_query: "/v2/a/blobs/sha256:00",
+                ..ASKED
+            },
+            "query",
+        ),
+        (
+            Request {
+                range: "bytes=0-",
+                ..ASKED
+            },
+            "range",
+        ),
     ] {
-        assert_eq!(judged(&asked, &header, 10_000), Err(Refused::Unknown), "{what}");
+        assert_eq!(
+            judged(&asked, &header, 10_000),
+            Err(Refused::Unknown),
+            "{what}"
+        );
     }
     let (elsewhere, _) = members.request(&Request { to: "you", ..ASKED }, at(10_000));
     assert_eq!(judged(&ASKED, &elsewhere, 10_000), Err(Refused::Unknown));
-    let hinted = Request { to: "at 192.0.2.7:5000", ..ASKED };
+    let hinted = Request {
+        to: "at 192.0.2.7:5000",
+        ..ASKED
+    };
     let (hinted, _) = members.request(&hinted, at(10_000));
     assert_eq!(judged(&ASKED, &hinted, 10_000), Ok(()));
 
@@ -89,7 +123,10 @@ fn a_proof_is_good_for_what_it_was_made_for_and_nothing_else() {
         assert_eq!(judged(&ASKED, &header, seconds), expected, "{seconds}");
     }
     let said = Refused::Clock(-301).to_string();
-    assert!(said.contains("301 s behind") && said.contains("300 s"), "{said}");
+    assert!(
+        said.contains("301 s behind") && said.contains("300 s"),
+        "{said}"
+    );
 
     // A later release says more, in the same header or beside it.
     let more = format!("{header}; x=more; y");
@@ -100,13 +137,27 @@ fn a_proof_is_good_for_what_it_was_made_for_and_nothing_else() {
 
     let long = format!("{header}; n={}", "0".repeat(65));
     for header in [
-        "", "v=1", "v=2; p=00", "p", "v=1; t=; n=; p=", "v=1; t=99999999999999999999", &long, "ö=ö",
+        "",
+        "v=1",
+        "v=2; p=00",
+        "p",
+        "v=1; t=; n=; p=",
+        "v=1; t=99999999999999999999",
+        &long,
+        "ö=ö",
     ] {
-        assert_eq!(judged(&ASKED, header, 10_000), Err(Refused::Unproven), "{header}");
+        assert_eq!(
+            judged(&ASKED, header, 10_000),
+            Err(Refused::Unproven),
+            "{header}"
+        );
     }
     let forged = format!("{}0", &header[..header.len() - 1]);
     let other = format!("{}1", &header[..header.len() - 1]);
-    let refused = [judged(&ASKED, &forged, 10_000), judged(&ASKED, &other, 10_000)];
+    let refused = [
+        judged(&ASKED, &forged, 10_000),
+        judged(&ASKED, &other, 10_000),
+    ];
     assert!(refused.contains(&Err(Refused::Unknown)), "{refused:?}");
 }
 
@@ -136,7 +187,9 @@ fn the_first_proves_all_verify_and_a_change_is_followed() {
         let (from_a, from_b) = (a.prove(&claim), b.prove(&claim));
         b.verify(&claim, &from_a).is_some() && a.verify(&claim, &from_b).is_some()
     };
-    let old = ours.verify(&claim, &theirs.prove(&claim)).expect("both have it");
+    let old = ours
+        .verify(&claim, &theirs.prove(&claim))
+        .expect("both have it");
 
     // At each step one of the two is behind.
     for lines in [&[ONE, TWO][..], &[TWO, ONE], &[TWO]] {
@@ -148,7 +201,9 @@ fn the_first_proves_all_verify_and_a_change_is_followed() {
         assert_eq!(old.is_cancelled(), lines == [TWO], "{lines:?}");
     }
     assert_eq!(ours.secrets(), 1);
-    let new = ours.verify(&claim, &theirs.prove(&claim)).expect("both have it");
+    let new = ours
+        .verify(&claim, &theirs.prove(&claim))
+        .expect("both have it");
 
     // What cannot be read opens nothing and shuts nothing.
     for broken in ["", "short", "# only this"] {
@@ -209,7 +264,10 @@ fn a_file_that_cannot_be_used_is_refused_with_its_option_its_name_and_the_cure()
 
         let name = format!("{OPTION} {:?}", path.display().to_string());
         assert!(said.starts_with(&name), "{said}");
-        assert!(said.contains(reason) && said.contains("openssl rand"), "{said}");
+        assert!(
+            said.contains(reason) && said.contains("openssl rand"),
+            "{said}"
+        );
         assert!(!said.contains("hunter2"), "{said}");
     }
 }

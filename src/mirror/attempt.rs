@@ -27,8 +27,7 @@ use crate::basic_auth;
 use crate::membership::{self, Admitted};
 use crate::oci::Digest;
 use crate::oci::distribution::{
-    ByteRange, DOCKER_CONTENT_DIGEST, FLIGHT, Flight, GROWING, HOLDERS, MAX_HOLDERS, MIRRORED,
-    Span,
+    ByteRange, DOCKER_CONTENT_DIGEST, FLIGHT, Flight, GROWING, HOLDERS, MAX_HOLDERS, MIRRORED, Span,
 };
 use crate::routing::Peer;
 use crate::telemetry::Seldom;
@@ -149,11 +148,7 @@ pub async fn attempt(peer: &Peer, ask: &Ask, papers: &Papers) -> Result<Answer, 
         .unwrap_or(Err(PeerError::Silent(GIVE_UP)))
 }
 
-async fn attempt_unbounded(
-    peer: &Peer,
-    ask: &Ask,
-    papers: &Papers,
-) -> Result<Answer, PeerError> {
+async fn attempt_unbounded(peer: &Peer, ask: &Ask, papers: &Papers) -> Result<Answer, PeerError> {
     let (stream, address) = connect(&peer.registry).await?;
     let _ = stream.set_nodelay(true);
     let broken = |e: hyper::Error| PeerError::Connection(Causes(&e).to_string());
@@ -273,9 +268,7 @@ fn described(response: &Response<Incoming>, ask: &Ask) -> Result<(Span, u64), Pe
                 .and_then(|header| header.strip_prefix("bytes */"))
                 .and_then(|total| total.parse().ok()),
         }),
-        (StatusCode::NOT_FOUND, _)
-            if response.headers().contains_key(membership::REFUSED) =>
-        {
+        (StatusCode::NOT_FOUND, _) if response.headers().contains_key(membership::REFUSED) => {
             static SAID: Seldom = Seldom::new();
             let why = text(response, &HeaderName::from_static(membership::REFUSED));
             let why: String = why.unwrap_or_default().chars().take(300).collect();

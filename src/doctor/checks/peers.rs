@@ -50,7 +50,9 @@ pub fn members(secrets: &Option<Answer<usize>>, live: Result<&Live, &Silence>) -
         ),
         (Some(met), _) => Finding::warning(
             CHECK,
-            format!("{how}, and somebody whom this node has called has no secret in common with it: {met}"),
+            format!(
+                "{how}, and somebody whom this node has called has no secret in common with it: {met}"
+            ),
             cure,
         ),
         (None, Some(called)) if secrets.is_some() => Finding::warning(

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::TransportError;
 use libp2p::kad::{
     self, GetClosestPeersError, GetClosestPeersOk, GetProvidersError, GetProvidersOk, QueryId,
     QueryResult,
 };
-use libp2p::core::transport::TransportError;
 use libp2p::swarm::{ConnectionId, DialError, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, identify, ping};
 use tokio::time::Instant;
@@ -287,7 +287,9 @@ impl EventLoop {
     pub(super) fn what_differs(&self, stranger: Stranger) -> &'static str {
         match (stranger, self.is_closed) {
             (Stranger::OtherSecret, _) => "it has another cluster secret than this node",
-            (Stranger::NoSecret, true) => "it has no cluster secret, and this node has one",
+            (Stranger::NoSecret, true) => {
+                "it has no cluster secret, or is no router at all, and this node has one"
+            }
             (Stranger::NoSecret, false) => {
                 "it has a cluster secret, or is no router at all, and this node has none"
             }
