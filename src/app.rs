@@ -31,7 +31,7 @@ use crate::node_token::NodeToken;
 use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
 use crate::recent::Recent;
-use crate::registry::Door;
+use crate::registry::door::Door;
 use crate::registry::heard::Heard;
 use crate::registry::uploads::Uploads;
 use crate::routing::Router;

@@ -7,6 +7,7 @@
 
 pub mod access;
 mod blob;
+pub mod door;
 mod error;
 mod growing;
 pub mod heard;
@@ -15,7 +16,7 @@ pub mod uploads;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -31,22 +32,22 @@ use crate::advertise::Pulls;
 use crate::basic_auth::{self, Secret};
 use crate::content::{ContentStore, StoreError};
 use crate::inflight::{Inflight, Uplink};
-use crate::membership::{self, Admitted, Members};
+use crate::membership::Admitted;
 use crate::mirror::flight::Puller;
 use crate::mirror::{Mirror, Wanted};
 use crate::node_token::{self, Caller, NodeToken};
 use crate::oci::distribution::{
-    AGAIN, DOCKER_CONTENT_DIGEST, GROWING, MIRRORED, ManifestReference, OCI_NAMESPACE, Resource,
+    AGAIN, GROWING, MIRRORED, ManifestReference, OCI_NAMESPACE, Resource,
 };
 use crate::oci::filter::Filter;
 use crate::oci::{Digest, Repository};
 use crate::readiness::Readiness;
 use crate::recent::Journey;
-use crate::routing::Peer;
 use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
 use crate::server::sendfile::FileSender;
 use access::{Access, Source};
+use door::Door;
 use error::{Error, Miss};
 use heard::Heard;
 use uploads::Uploads;
@@ -75,41 +76,6 @@ pub struct Registry {
     pub inflight: Inflight,
     /// Who of them is taking it.
     pub uplink: Uplink,
-}
-
-/// Open to members.
-#[derive(Clone, Debug)]
-pub struct Door {
-    members: Arc<Members>,
-    /// By which they know this node: a proof is for one of these.
-    names: Arc<[String]>,
-}
-
-impl Door {
-    pub fn new(members: Arc<Members>, me: &Peer) -> Self {
-        let names = me.names().map(|name| name.to_string());
-        Self {
-            members,
-            names: names.collect(),
-        }
-    }
-
-    fn admit(&self, parts: &Parts) -> Result<Admitted, membership::Refused> {
-        let text = |value: &'_ HeaderValue| value.to_str().ok().map(str::to_string);
-        let path = parts.uri.path_and_query().map(|it| it.as_str());
-        let range = parts.headers.get(header::RANGE).and_then(text);
-        let asked = membership::Request {
-            // Replaced by each of the names.
-            to: "",
-            method: parts.method.as_str(),
-            path_and_query: path.unwrap_or_default(),
-            range: range.as_deref().unwrap_or_default(),
-        };
-        let presented = parts.headers.get_all(membership::HEADER).iter();
-        let presented = presented.filter_map(|value| value.to_str().ok());
-        let now = SystemTime::now();
-        self.members.admit(presented, &asked, &self.names, now)
-    }
 }
 
 /// All routes of the registry port.
@@ -325,28 +291,16 @@ impl Registry {
         {
             answered.response.headers_mut().insert(OCI_NAMESPACE, ns);
         }
-        self.vouch(&asked, answered.response.headers_mut());
-        Ok(answered)
-    }
-}
-
-impl Registry {
-    /// Proves to a member that what it is told of a tag is a member's word.
-    fn vouch(&self, asked: &Asked, headers: &mut HeaderMap) {
-        use ManifestReference::Tag;
-        let (Some(door), Some(member), Resource::Manifest(Tag(_))) =
+        if let (Some(door), Some(member), Resource::Manifest(ManifestReference::Tag(_))) =
             (&self.door, &asked.member, &asked.resource)
-        else {
-            return;
-        };
-        let digest = headers.get(DOCKER_CONTENT_DIGEST);
-        let Some(digest) = digest.and_then(|digest| digest.to_str().ok()) else {
-            return;
-        };
-        let proof = door.members.vouch(member, &asked.path_and_query, digest);
-        if let Ok(proof) = HeaderValue::from_str(&proof) {
-            headers.insert(membership::TAG_PROOF, proof);
+        {
+            door.vouch(
+                member,
+                &asked.path_and_query,
+                answered.response.headers_mut(),
+            );
         }
+        Ok(answered)
     }
 }
 

@@ -18,8 +18,9 @@ use peili::mirror::{self, Mirror, Papers};
 use peili::node_token::{self, NodeToken};
 use peili::oci::{Digest, ImageName, Key, TagName};
 use peili::readiness::Readiness;
+use peili::registry::door::Door;
 use peili::registry::uploads::Uploads;
-use peili::registry::{self, Door, Registry};
+use peili::registry::{self, Registry};
 use peili::routing::Router as _;
 use peili::routing::bootstrap::Bootstrap;
 use peili::routing::kad::{self, MEMBER_PROTOCOL};
@@ -148,12 +149,13 @@ async fn who_comes_with_a_wrong_secret_is_told_what_he_waits_for() {
     let first = router(11, Some(&secrets), None).await;
     let wrong = router(12, Some(&other), Some(&first)).await;
 
-    eventually("the reason is told", async || {
+    let is_told = eventually("the reason is told, or it waits no longer", async || {
         let awaited = wrong.readiness.awaited().join("; ");
         let told = awaited.contains("it has another cluster secret than this node");
         (told || wrong.readiness.is_ready()).then_some(told)
     })
     .await;
+    assert!(is_told);
     // As with nodes that refuse: whoever finds nobody in the end is no reason to hold a pod back.
     wrong.ready().await;
 }
