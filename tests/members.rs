@@ -215,7 +215,7 @@ async fn a_caller_who_is_silent_or_speaks_noise_alone_is_gone_within_seconds() {
         said_to(&node, &wrong),
     );
 
-    assert_eq!(refused.0, [hello, line("na")].concat());
+    assert_eq!(refused.0, [hello.clone(), line("na")].concat());
     for (what, took) in [
         ("silent", silent.1),
         ("half", halved.1),
@@ -224,6 +224,15 @@ async fn a_caller_who_is_silent_or_speaks_noise_alone_is_gone_within_seconds() {
         assert!(took < Duration::from_secs(10), "{what}: {took:?}");
     }
     assert!(silent.0.is_empty());
+    eventually("the Spegel is counted", async || {
+        (strangers(&node, "in", "no_secret") == 1).then_some(())
+    })
+    .await;
+    // Nor is one who comes and goes without a word, as a scan of ports does.
+    drop(TcpStream::connect(node.kad.listen_addrs()[0]).await);
+    said_to(&node, &hello).await;
+    assert_eq!(strangers(&node, "in", "no_secret"), 1);
+    assert_eq!(strangers(&node, "in", "other_secret"), 0);
     assert_eq!(metric(&node, "peili_peers{state=\"connected\"}"), 0);
 }
 
@@ -301,8 +310,11 @@ async fn a_removed_secret_shuts_out_who_is_connected_by_it() {
         (metric(&stolen, "peili_peers{state=\"connected\"}") == 0).then_some(())
     })
     .await;
-    assert_eq!(all(&stolen.kad, &layer).await, []);
-    finds(&first, &layer, &second).await;
+    // What it was told before it may keep; from now on it hears nothing.
+    let later = content("later");
+    second.kad.advertise(vec![later.clone()]).await.unwrap();
+    finds(&first, &later, &second).await;
+    assert_eq!(all(&stolen.kad, &later).await, []);
     eventually("it is counted", async || {
         (strangers(&stolen, "out", "other_secret") > 0).then_some(())
     })

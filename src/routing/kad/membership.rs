@@ -29,7 +29,7 @@ use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 use libp2p::core::UpgradeInfo;
 use libp2p::core::upgrade::{
-    InboundConnectionUpgrade, NegotiationError, OutboundConnectionUpgrade,
+    InboundConnectionUpgrade, NegotiationError, OutboundConnectionUpgrade, ProtocolError,
 };
 use libp2p::{PeerId, noise};
 use prost::Message;
@@ -104,8 +104,20 @@ impl Stranger {
                     Refusal::Broken(_) | Refusal::Noise(_) | Refusal::Io(_) => {}
                 }
             }
-            if let Some(NegotiationError::Failed) = error.downcast_ref() {
-                return Some(Self::NoSecret);
+            match error.downcast_ref() {
+                // Whoever proposes one handshake goes on with it at once, and what he says then is no proposal.
+                Some(
+                    NegotiationError::Failed
+                    | NegotiationError::ProtocolError(
+                        ProtocolError::InvalidMessage | ProtocolError::InvalidProtocol,
+                    ),
+                ) => return Some(Self::NoSecret),
+                Some(NegotiationError::ProtocolError(ProtocolError::IoError(error)))
+                    if error.kind() == io::ErrorKind::InvalidData =>
+                {
+                    return Some(Self::NoSecret);
+                }
+                _ => {}
             }
             // These two name their cause's cause as their own.
             next = match (error.downcast_ref(), error.downcast_ref::<io::Error>()) {
