@@ -145,6 +145,7 @@ async fn node(peer: SocketAddr, digest: &Digest, shutdown: &Shutdown) -> Result<
         heard: Default::default(),
         token: None,
         basic_auth: None,
+        door: None,
         uploads: Uploads::new(1),
         inflight: Inflight::off(),
         uplink: Uplink::default(),

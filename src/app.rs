@@ -23,13 +23,15 @@ use crate::content::layout::Layout;
 use crate::doctor::examination::Examination;
 use crate::doctor::observe::Observer;
 use crate::inflight::{Inflight, Uplink};
+use crate::membership::Members;
 use crate::metrics::Page;
 use crate::mirror::flight::{self, Flight};
-use crate::mirror::{self, InFlightSharing, Mirror};
+use crate::mirror::{self, InFlightSharing, Mirror, Papers};
 use crate::node_token::NodeToken;
 use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
 use crate::recent::Recent;
+use crate::registry::door::Door;
 use crate::registry::heard::Heard;
 use crate::registry::uploads::Uploads;
 use crate::routing::Router;
@@ -119,6 +121,7 @@ pub struct App {
     filter: Arc<Filter>,
     token: Option<NodeToken>,
     basic_auth: Option<Arc<Secret>>,
+    members: Option<Arc<Members>>,
     uploads: Uploads,
     inflight: Inflight,
     uplink: Uplink,
@@ -143,6 +146,11 @@ impl App {
             token.check()?;
         }
         let basic_auth = config.basic_auth.map(Arc::new);
+        let members = config.routing.members.clone();
+        let papers = Papers {
+            basic_auth: basic_auth.clone(),
+            members: members.clone(),
+        };
         let registry = Server::bind(&config.registry)
             .await
             .context("--registry-addr")?;
@@ -192,7 +200,7 @@ impl App {
                 inflight: inflight.clone(),
                 uplink: uplink.clone(),
                 sharing: config.in_flight_sharing,
-                basic_auth: basic_auth.clone(),
+                papers: papers.clone(),
             },
             flight::Metrics::new(&metrics),
         );
@@ -207,7 +215,7 @@ impl App {
             routing: routing_metrics.clone(),
             router: Arc::new(router.clone()),
             filter: filter.clone(),
-            basic_auth: basic_auth.clone(),
+            papers: papers.clone(),
             readiness: readiness.clone(),
         });
         let mirror = Mirror::new(
@@ -216,7 +224,7 @@ impl App {
             mirror::Metrics::new(&metrics),
         )
         .with_flight(flight.clone())
-        .with_basic_auth(basic_auth.clone());
+        .with_papers(papers);
         Ok(Self {
             registry,
             admin,
@@ -235,6 +243,7 @@ impl App {
             filter,
             token: config.token,
             basic_auth,
+            members,
             uploads: Uploads::new(config.max_uploads),
             inflight,
             uplink,
@@ -296,6 +305,9 @@ impl App {
         let debug = self.debug_web.then(|| admin::Debug::new(debug));
         shutdown.spawn(sample(self.access.recent(), totals, shutdown.drain.clone()));
 
+        if let Some(members) = &self.members {
+            shutdown.spawn(members.clone().follow(shutdown.drain.clone()));
+        }
         let measured = self.http.clone();
         shutdown.spawn(self.registry.run(
             measured.measure(
@@ -309,6 +321,7 @@ impl App {
                     heard: self.heard,
                     token,
                     basic_auth: self.basic_auth,
+                    door: self.members.clone().map(|it| Door::new(it, &swarm.me())),
                     uploads: self.uploads,
                     inflight: self.inflight.clone(),
                     uplink: self.uplink,

@@ -16,7 +16,7 @@ use crate::config::{Configuration, ContainerdVersion, Format};
 use crate::content::containerd;
 use crate::doctor::Report;
 use crate::hosts::{self, Done};
-use crate::{basic_auth, node_token};
+use crate::{basic_auth, membership, node_token};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,6 +24,8 @@ pub enum Error {
     Hosts(#[from] hosts::Error),
     #[error(transparent)]
     BasicAuth(#[from] basic_auth::Error),
+    #[error(transparent)]
+    Membership(#[from] membership::Error),
     #[error(transparent)]
     Token(#[from] node_token::Error),
     /// Nobody reads what was done; it is done nevertheless.
@@ -42,7 +44,9 @@ impl Error {
         const CONFIG: u8 = 78;
         match self {
             Error::Hosts(hosts::Error::Busy(_)) => TRY_AGAIN,
-            Error::Hosts(hosts::Error::OtherRelease { .. }) | Error::BasicAuth(_) => CONFIG,
+            Error::Hosts(hosts::Error::OtherRelease { .. })
+            | Error::BasicAuth(_)
+            | Error::Membership(_) => CONFIG,
             Error::Hosts(hosts::Error::Io { .. }) | Error::Token(_) | Error::Output(_) => IO,
         }
     }

@@ -76,6 +76,8 @@ pub struct Registry {
     pub require_node_token: bool,
     /// Where what everybody is asked for may be.
     pub basic_auth_dir: PathBuf,
+    /// None: whoever reaches the router's port takes part.
+    pub cluster_secret_file: Option<PathBuf>,
     pub router_addr: ListenAddr,
     pub registry_addr: ListenAddr,
     pub mirror_resolve_timeout: Duration,
@@ -270,6 +272,16 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
     let data_dir = reader.optional("data-dir", &raw.data_dir, absolute);
     let require_node_token = reader.boolean("require-node-token", &raw.require_node_token);
     let basic_auth_dir = reader.read("basic-auth-dir", &raw.basic_auth_dir, absolute);
+    let cluster_secret_file =
+        reader.optional("cluster-secret-file", &raw.cluster_secret_file, absolute);
+    if let (Some(None), Some(Some(_))) = (&data_dir, &cluster_secret_file) {
+        reader.mistake(
+            "data-dir",
+            "",
+            "is missing, and --cluster-secret-file is set: without a token this node's containerd is a stranger to it",
+            "name the directory that `peili configuration --data-dir` was given",
+        );
+    }
     if let (Some(None), Some(true)) = (&data_dir, require_node_token) {
         reader.mistake(
             "data-dir",
@@ -356,6 +368,7 @@ fn registry(reader: &mut Reader, raw: &RawRegistry) -> Option<Registry> {
         data_dir: data_dir?,
         require_node_token: require_node_token?,
         basic_auth_dir: basic_auth_dir?,
+        cluster_secret_file: cluster_secret_file?,
         router_addr: router_addr?,
         registry_addr: registry_addr?,
         mirror_resolve_timeout: mirror_resolve_timeout?,

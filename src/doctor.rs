@@ -42,6 +42,8 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     pub requires_token: bool,
     pub basic_auth_dir: PathBuf,
+    /// None: the swarm is open.
+    pub cluster_secret_file: Option<PathBuf>,
     /// Directories' names below certs.d; empty: every registry.
     pub registries: Vec<String>,
     pub bootstrap: Bootstrap,

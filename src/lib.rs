@@ -20,8 +20,8 @@
 //!          inflight kad    │    containerd, layout         ADAPTERS  one foreign thing each
 //! ───────────┴────────┴────┴────────┴─────────────────────
 //!                          oci                             WORDS     no IO, no clock, no async
-//!    beside the stack: basic_auth, finding, http_get, metrics, node_token, private_file, readiness, recent, regular_file,
-//!      server, shutdown, telemetry, tls
+//!    beside the stack: basic_auth, finding, http_get, membership, metrics, node_token, private_file, readiness, recent,
+//!      regular_file, server, shutdown, telemetry, tls
 //! ```
 //!
 //! The four flows: [`advertise`] keeps what the cluster is told equal to what the node holds; [`registry`] and
@@ -40,6 +40,7 @@ pub mod finding;
 pub mod hosts;
 pub mod http_get;
 pub mod inflight;
+pub mod membership;
 pub mod metrics;
 pub mod mirror;
 pub mod node_token;

@@ -12,6 +12,7 @@ use peili::app::{self, App};
 use peili::config::{
     self, Bootstrap, Cleanup, CleanupWait, Command, CommandLine, ListenAddr, Store,
 };
+use peili::membership::Members;
 use peili::node_token::NodeToken;
 use peili::oci::filter::Filter;
 use peili::routing::bootstrap::Domain;
@@ -76,6 +77,11 @@ fn daemon(config: config::Registry) -> ExitCode {
         Ok(secret) => secret,
         Err(e) => return failed(&commands::Error::from(e)),
     };
+    let members = match config.cluster_secret_file.as_deref().map(Members::load) {
+        None => None,
+        Some(Ok(members)) => Some(Arc::new(members)),
+        Some(Err(e)) => return failed(&commands::Error::from(e)),
+    };
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -83,7 +89,10 @@ fn daemon(config: config::Registry) -> ExitCode {
     };
     let served = runtime.block_on(async {
         let stop = terminated().context("signal handlers")?;
-        App::bind(app_config(config, secret)).await?.run(stop).await
+        App::bind(app_config(config, secret, members))
+            .await?
+            .run(stop)
+            .await
     });
     // A read of a disk that hangs cannot be taken back, and must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -174,10 +183,16 @@ fn terminated() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// The parts' configurations out of the command line's.
-fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) -> app::Config {
+fn app_config(
+    config: config::Registry,
+    basic_auth: Option<basic_auth::Secret>,
+    members: Option<Arc<Members>>,
+) -> app::Config {
     let bootstrap = bootstrap(&config);
     let doctor = doctor_config(&config);
     let token_dir = config.data_dir.clone();
+    // A registry port that is open to strangers would make the swarm's lock worth little.
+    let requires_token = config.require_node_token || members.is_some();
     let advertise = match config.advertise_addrs {
         none if none.is_empty() => config::default_route_addrs(),
         some => some,
@@ -199,6 +214,7 @@ fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) 
             bootstrap: Some(bootstrap),
             resolve_timeout: config.mirror_resolve_timeout,
             zone: config.zone.clone(),
+            members,
         },
         mirror: mirror::Config {
             zone: config.zone.as_deref().map(Arc::from),
@@ -213,7 +229,7 @@ fn app_config(config: config::Registry, basic_auth: Option<basic_auth::Secret>) 
                 .collect(),
             config.registry_filters,
         ),
-        token: token_dir.map(|dir| NodeToken::new(&dir, config.require_node_token)),
+        token: token_dir.map(|dir| NodeToken::new(&dir, requires_token)),
         basic_auth,
         max_uploads: config.max_uploads,
         grace_period: config.shutdown_grace_period,
@@ -248,8 +264,9 @@ fn doctor_config(config: &config::Registry) -> doctor::Config {
         },
         certs_d: config.containerd_registry_config_path.clone(),
         data_dir: config.data_dir.clone(),
-        requires_token: config.require_node_token,
+        requires_token: config.require_node_token || config.cluster_secret_file.is_some(),
         basic_auth_dir: config.basic_auth_dir.clone(),
+        cluster_secret_file: config.cluster_secret_file.clone(),
         registries: named
             .filter(|registry| registry.host().is_some())
             .map(|registry| registry.directory().to_string())

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::basic_auth::Secret;
+use crate::membership::Members;
 use crate::metrics;
 use crate::oci::distribution::{ByteRange, MAX_MANIFEST, Span};
 use crate::oci::{Digest, Key, media_type};
@@ -46,8 +47,10 @@ pub const LIMIT: Duration = Duration::from_secs(12);
 /// What a peer is asked for outside of any pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// Whether it would deliver.
+    /// Whether it would deliver a blob.
     Head,
+    /// Whether it would answer for a tag, and be believed.
+    Tag,
     /// The first bytes.
     Bytes,
 }
@@ -58,24 +61,38 @@ pub async fn probe(
     peer: &Peer,
     probe: Probe,
     path_and_query: String,
-    secret: Option<&Secret>,
+    papers: &Papers,
 ) -> Result<(), String> {
     let ask = Ask {
         method: match probe {
-            Probe::Head => Method::HEAD,
+            Probe::Head | Probe::Tag => Method::HEAD,
             Probe::Bytes => Method::GET,
         },
         path_and_query,
         range: None,
         growing: None,
     };
-    let answered = attempt::attempt(&peer.registry, &ask, secret).await;
-    answered.map(drop).map_err(|e| e.to_string())
+    let answered = attempt::attempt(peer, &ask, papers).await;
+    let answer = answered.map_err(|e| e.to_string())?;
+    let must_vouch = probe == Probe::Tag && papers.members.is_some();
+    if must_vouch && answer.vouched.is_none() {
+        return Err(PeerError::Unvouched.to_string());
+    }
+    Ok(())
 }
 
 /// What is no longer than this is read whole and compared with its digest before its first byte is handed on: a config, a
 /// small layer. A peer that takes longer for it than for a first byte would be left in mid-body, too (`body`).
 const CHECKED: u64 = 64 << 10;
+
+/// What peers are shown, so that they know this node for one of theirs. Cloneable; all clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Papers {
+    /// The cluster's user name and password. None: nobody asks for any.
+    pub basic_auth: Option<Arc<Secret>>,
+    /// What proves membership, and by what members are known. None: the swarm is open, and tags are anybody's word.
+    pub members: Option<Arc<Members>>,
+}
 
 /// For so long a key is not looked up again after peers that hold it have brought it too slowly to be worth it.
 const HOPELESS: Duration = Duration::from_secs(30);
@@ -110,8 +127,7 @@ pub struct Mirror {
     hopeless: Arc<Mutex<HashMap<Key, Instant>>>,
     /// None: what nobody holds is left to the registry.
     flight: Option<Flight>,
-    /// What peers are sent; None: nothing.
-    basic_auth: Option<Arc<Secret>>,
+    papers: Papers,
     config: Config,
     metrics: Metrics,
 }
@@ -140,7 +156,8 @@ impl Metrics {
             attempts: metrics::counters(
                 registry,
                 "peili_peer_attempts_total",
-                "Requests to peers by outcome: answered, absent, busy, refused, unauthorized, failed (at once or in mid-body).",
+                "Requests to peers by outcome: answered, absent, busy, refused, unauthorized, stranger (it \
+                 has no cluster secret in common with this node), failed (at once or in mid-body).",
                 &["outcome"],
             ),
             resumed: metrics::counter(
@@ -166,6 +183,7 @@ impl Metrics {
             "busy",
             "refused",
             "unauthorized",
+            "stranger",
             "failed",
         ] {
             metrics.attempts.with_label_values(&[outcome]);
@@ -255,7 +273,7 @@ impl Mirror {
             scoreboard: metrics.scoreboard.clone(),
             hopeless: Arc::default(),
             flight: None,
-            basic_auth: None,
+            papers: Papers::default(),
             config,
             metrics,
         }
@@ -269,9 +287,13 @@ impl Mirror {
         }
     }
 
-    /// Peers are sent the cluster's user name and password.
-    pub fn with_basic_auth(self, basic_auth: Option<Arc<Secret>>) -> Self {
-        Self { basic_auth, ..self }
+    pub fn with_papers(self, papers: Papers) -> Self {
+        Self { papers, ..self }
+    }
+
+    /// What this node shows to peers.
+    pub fn papers(&self) -> &Papers {
+        &self.papers
     }
 
     /// A blob with its first byte in hand; the body goes on with other peers when one fails.
@@ -387,14 +409,26 @@ impl Mirror {
         {
             flight.asked_for_manifest(&wanted.puller.image, digest);
         }
-        let is_it = |bytes: &[u8]| digest.verifies(bytes).then(|| digest.clone());
+        let is_it = |bytes: &[u8], _: Option<&Digest>| match digest.verifies(bytes) {
+            true => Ok(digest.clone()),
+            false => Err(not_it()),
+        };
         self.manifest_that(wanted, is_it).await
     }
 
-    /// A manifest by tag: as of some peer, since a tag has no right answer. It must be a manifest, whatever else may
-    /// listen at a peer's address today.
+    /// A manifest by tag: as of some peer, since a tag has no right answer; of a member where there are members. It must be a
+    /// manifest, whatever else may listen at a peer's address today.
     pub async fn tagged_manifest(&self, wanted: Wanted) -> Result<Manifest, FetchError> {
-        let is_one = |bytes: &[u8]| media_type::of_manifest(bytes).map(|_| Digest::sha256(bytes));
+        let is_closed = self.papers.members.is_some();
+        let is_one = |bytes: &[u8], vouched: Option<&Digest>| {
+            media_type::of_manifest(bytes).ok_or_else(not_it)?;
+            match vouched {
+                Some(digest) if digest.verifies(bytes) => Ok(digest.clone()),
+                Some(_) => Err(not_it()),
+                None if is_closed => Err(PeerError::Unvouched),
+                None => Ok(Digest::sha256(bytes)),
+            }
+        };
         self.manifest_that(wanted, is_one).await
     }
 
@@ -429,11 +463,11 @@ impl Mirror {
         hopeless.insert(key.clone(), now + HOPELESS);
     }
 
-    /// The first manifest that `digest_of` accepts.
+    /// The first manifest that `digest_of` accepts: it is given the bytes, and what a member says is their digest.
     async fn manifest_that(
         &self,
         wanted: Wanted,
-        digest_of: impl Fn(&[u8]) -> Option<Digest>,
+        digest_of: impl Fn(&[u8], Option<&Digest>) -> Result<Digest, PeerError>,
     ) -> Result<Manifest, FetchError> {
         let ask = Ask {
             method: Method::GET,
@@ -445,6 +479,7 @@ impl Mirror {
         loop {
             let mut source = sources.deliver(&ask).await?;
             let content_type = source.delivery.answer.content_type.take();
+            let vouched = source.delivery.answer.vouched.take();
             // Of one that is being fetched elsewhere the first byte comes late, and with it all others.
             let deadline = match (&source.growing, &sources.boarding) {
                 (Some(_), Some(boarding)) => {
@@ -453,8 +488,8 @@ impl Mirror {
                 _ => sources.search.deadline,
             };
             let error = match whole(&mut source.delivery, deadline).await {
-                Ok(bytes) => match digest_of(&bytes) {
-                    Some(digest) => {
+                Ok(bytes) => match digest_of(&bytes, vouched.as_ref()) {
+                    Ok(digest) => {
                         let peer = &source.delivery.peer.id;
                         self.scoreboard.delivered(peer, Instant::now());
                         sources.begins(&source);
@@ -471,7 +506,7 @@ impl Mirror {
                             in_flight,
                         });
                     }
-                    None => PeerError::Wrong("what is not the manifest".into()),
+                    Err(error) => error,
                 },
                 Err(e) => e,
             };
@@ -509,6 +544,10 @@ async fn checked(
         source.delivery.answer.put_back(bytes);
     }
     Ok(())
+}
+
+fn not_it() -> PeerError {
+    PeerError::Wrong("what is not the manifest".into())
 }
 
 /// Reads a manifest to its end, in bounded time and memory.

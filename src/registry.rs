@@ -7,6 +7,7 @@
 
 pub mod access;
 mod blob;
+pub mod door;
 mod error;
 mod growing;
 pub mod heard;
@@ -31,6 +32,7 @@ use crate::advertise::Pulls;
 use crate::basic_auth::{self, Secret};
 use crate::content::{ContentStore, StoreError};
 use crate::inflight::{Inflight, Uplink};
+use crate::membership::Admitted;
 use crate::mirror::flight::Puller;
 use crate::mirror::{Mirror, Wanted};
 use crate::node_token::{self, Caller, NodeToken};
@@ -45,6 +47,7 @@ use crate::routing::rendezvous::Generation;
 use crate::server::flush::Flushes;
 use crate::server::sendfile::FileSender;
 use access::{Access, Source};
+use door::Door;
 use error::{Error, Miss};
 use heard::Heard;
 use uploads::Uploads;
@@ -66,6 +69,8 @@ pub struct Registry {
     pub token: Option<Arc<NodeToken>>,
     /// What everybody must send who asks for anything but a probe; None: nothing.
     pub basic_auth: Option<Arc<Secret>>,
+    /// Who is a peer; None: who says so.
+    pub door: Option<Door>,
     pub uploads: Uploads,
     /// What containerd is still writing here, for peers that would take it.
     pub inflight: Inflight,
@@ -141,6 +146,8 @@ struct Asked {
     growing: Option<Duration>,
     /// Where it came from, as the socket says.
     remote: Option<IpAddr>,
+    /// The member that asks, where peers are members.
+    member: Option<Admitted>,
     /// Whether it is this node's containerd that asks.
     is_ours: bool,
     puller: Puller,
@@ -190,10 +197,16 @@ async fn answer(State(registry): State<Registry>, request: Request) -> Response 
         ),
         _ => Caller::Ours,
     };
-    let understood = match caller {
+    let member = match &registry.door {
+        Some(door) if from_peer => door.admit(&parts).map(Some),
+        _ => Ok(None),
+    };
+    let understood = match (caller, member) {
         _ if !registry.opens_to(&parts.headers) => Err(Error::Unauthorized { is_containerd }),
-        Caller::Refused => Err(Error::Refused),
-        caller => understand(parts, &access, from_peer, caller == Caller::Ours),
+        (Caller::Refused, _) => Err(Error::Refused),
+        (_, Err(refused)) => Err(Error::Stranger(refused)),
+        (caller, Ok(member)) => understand(parts, &access, from_peer, caller == Caller::Ours)
+            .map(|asked| Asked { member, ..asked }),
     };
     let answered = match understood {
         Ok(_) if has_body(body).await => Err(Error::RequestBody),
@@ -278,6 +291,15 @@ impl Registry {
         {
             answered.response.headers_mut().insert(OCI_NAMESPACE, ns);
         }
+        if let (Some(door), Some(member), Resource::Manifest(ManifestReference::Tag(_))) =
+            (&self.door, &asked.member, &asked.resource)
+        {
+            door.vouch(
+                member,
+                &asked.path_and_query,
+                answered.response.headers_mut(),
+            );
+        }
         Ok(answered)
     }
 }
@@ -342,6 +364,7 @@ fn understand(
             .extensions
             .get::<ConnectInfo<SocketAddr>>()
             .map(|ConnectInfo(remote)| remote.ip()),
+        member: None,
         is_ours,
         puller,
         sender: parts.extensions.get().cloned().unwrap_or_default(),

@@ -47,6 +47,11 @@ impl PeerId {
         Self(id.into())
     }
 
+    /// Of whom nothing but an address of its registry is known.
+    pub fn at(address: SocketAddr) -> Self {
+        Self::new(format!("at {address}"))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -65,6 +70,14 @@ pub struct Peer {
     pub registry: Vec<SocketAddr>,
     /// Where it stands, in the operator's words, such as a data centre's name; None where it has not said.
     pub zone: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// The names by which others may know it: its own, and those of its addresses.
+    pub fn names(&self) -> impl Iterator<Item = PeerId> {
+        let at = self.registry.iter().map(|address| PeerId::at(*address));
+        std::iter::once(self.id.clone()).chain(at)
+    }
 }
 
 /// A peer as its router knows it now.

@@ -70,6 +70,7 @@ impl Node {
             heard: Default::default(),
             token: None,
             basic_auth: None,
+            door: None,
             uploads: Uploads::new(uploads),
             inflight: inflight.clone(),
             uplink: uplink.clone(),

@@ -68,6 +68,7 @@ impl Node {
                 bootstrap,
                 resolve_timeout: Duration::from_millis(20),
                 zone: None,
+                members: None,
             },
             mirror: mirror::Config {
                 retries: 3,

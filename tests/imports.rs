@@ -15,6 +15,7 @@ const BESIDE: &[&str] = &[
     "basic_auth",
     "finding",
     "http_get",
+    "membership",
     "metrics",
     "node_token",
     "private_file",
@@ -46,6 +47,7 @@ const RULES: &[(&str, &[&[&str]])] = &[
     //
     ("basic_auth", &[]),
     ("finding", &[]),
+    ("membership", &[]),
     ("node_token", &[&["private_file"]]),
     ("private_file", &[]),
     ("readiness", &[]),

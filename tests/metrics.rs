@@ -39,6 +39,7 @@ To begin with:
 | Do nodes see each other? | `peili_peers{state=\"known\"}`: everybody else, up to what a routing table holds (20 of each distance) |
 | Are lookups fast? | `histogram_quantile(0.99, sum by (le, outcome) (rate(peili_lookup_duration_seconds_bucket[5m])))` |
 | Does somebody have another password? | `rate(peili_unauthorized_requests_total[5m]) > 0` |
+| Does somebody have another cluster secret, or none? | `rate(peili_router_strangers_total[5m]) > 0`, `rate(peili_registry_strangers_total[5m]) > 0` |
 | Is a node asked for more than it gives? | `rate(peili_upload_requests_total{source=\"busy\"}[5m])` |
 ";
 
@@ -431,6 +432,7 @@ async fn whatever_is_asked_labels_have_few_values() {
                 "busy",
                 "refused",
                 "unauthorized",
+                "stranger",
                 "failed",
             ],
         ),
@@ -438,6 +440,11 @@ async fn whatever_is_asked_labels_have_few_values() {
         ("result", &["ok", "failed"]),
         ("kind", &["content", "tag"]),
         ("from", &["peer", "other"]),
+        ("direction", &["in", "out"]),
+        (
+            "reason",
+            &["no_secret", "other_secret", "unproven", "unknown", "clock"],
+        ),
     ]);
     for series in &after {
         for (label, value) in sample(&format!("{series} 0")).1 {

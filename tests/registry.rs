@@ -8,7 +8,7 @@ use std::time::Duration;
 use peili::advertise::Pulls;
 use peili::basic_auth::{self, Secret};
 use peili::inflight::{Inflight, Uplink};
-use peili::mirror::{self, Mirror};
+use peili::mirror::{self, Mirror, Papers};
 use peili::node_token::{self, NodeToken};
 use peili::oci::filter::Filter;
 use peili::oci::{Digest, ImageName, Key, TagName};
@@ -86,7 +86,10 @@ impl Node {
                 },
                 mirror::Metrics::new(&metrics),
             )
-            .with_basic_auth(secret.clone()),
+            .with_papers(Papers {
+                basic_auth: secret.clone(),
+                members: None,
+            }),
             readiness: readiness.clone(),
             metrics: registry::access::Metrics::new(&metrics),
             filter: Arc::new(filter),
@@ -94,6 +97,7 @@ impl Node {
             heard: Default::default(),
             token: token.map(Arc::new),
             basic_auth: secret,
+            door: None,
             uploads: Uploads::new(uploads),
             inflight: Inflight::off(),
             uplink: Uplink::default(),

@@ -82,6 +82,7 @@ async fn served(around: impl Fn(Router) -> Router) -> Served {
         heard: Default::default(),
         token: None,
         basic_auth: None,
+        door: None,
         uploads: Uploads::new(1),
         inflight: Inflight::off(),
         uplink: Uplink::default(),

@@ -252,6 +252,22 @@ pub(super) struct RawRegistry {
     )]
     pub(super) basic_auth_dir: String,
 
+    /// A file with the secret that makes a node a member of its cluster: at least 16 bytes in a line of text, such as
+    /// `openssl rand -hex 32` prints. Then only nodes with it find each other, get content from each other, and are
+    /// believed about tags; the registry port is open to them and to the containerd that sends the node's token, as with
+    /// --require-node-token. All nodes need it, and Spegel's have none. Several lines: the first proves, all open; so a
+    /// secret is replaced without an outage. A changed file is read again within a second. Default: whoever reaches the
+    /// router's port takes part.
+    #[arg(
+        long,
+        env = "CLUSTER_SECRET_FILE",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "PATH",
+        help_heading = ACCESS
+    )]
+    pub(super) cluster_secret_file: String,
+
     /// Where other peers reach this node to find content. Every node must be able to reach every other here.
     #[arg(
         long,

@@ -48,6 +48,7 @@ fn the_daemons_defaults_are_spegels() {
             data_dir: None,
             require_node_token: false,
             basic_auth_dir: "/etc/secrets/basic-auth".into(),
+            cluster_secret_file: None,
             router_addr: ListenAddr::every(5001),
             registry_addr: ListenAddr::every(5000),
             mirror_resolve_timeout: Duration::from_millis(20),

@@ -42,6 +42,7 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
     findings.push(hosts::ports(&facts.ports, live));
     findings.push(live::daemon(live));
     findings.push(peers::bootstrap(&facts.bootstrap, live));
+    findings.push(peers::members(&facts.members, live));
     findings.push(peers::known(&facts.bootstrap, live));
     findings.push(peers::delivery(live));
     findings

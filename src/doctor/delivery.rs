@@ -8,9 +8,8 @@ use rand::seq::IndexedRandom as _;
 use tokio::time::{Instant, timeout};
 
 use super::live::Delivery;
-use crate::basic_auth::Secret;
 use crate::content::{Image, Snapshot};
-use crate::mirror;
+use crate::mirror::{self, Papers};
 use crate::oci::Key;
 use crate::oci::filter::Filter;
 use crate::routing::{Peer, Router};
@@ -27,7 +26,7 @@ pub async fn deliver(
     router: Arc<dyn Router>,
     snapshot: &Snapshot,
     filter: &Filter,
-    secret: Option<&Secret>,
+    papers: &Papers,
 ) -> Delivery {
     let shared = |image: &&Image| filter.content(&image.repository, &image.manifest).is_ok();
     let all: Vec<&Image> = snapshot.images.iter().filter(shared).collect();
@@ -53,7 +52,7 @@ pub async fn deliver(
             let path = format!("/v2/{path}/manifests/{digest}?ns={ns}");
             let addresses = peer.registry.iter().map(ToString::to_string);
             let name = addresses.collect::<Vec<_>>().join(", ");
-            match mirror::probe(&peer, mirror::Probe::Bytes, path, secret).await {
+            match mirror::probe(&peer, mirror::Probe::Bytes, path, papers).await {
                 Ok(()) => {
                     return Delivery::Delivered {
                         digest,

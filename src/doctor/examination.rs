@@ -15,9 +15,9 @@ use super::observe::Observer;
 use super::{Config, Report, examine};
 use crate::admin::doctor::{Cost, Examine};
 use crate::advertise::Holdings;
-use crate::basic_auth::Secret;
 use crate::content::containerd::Containerd;
 use crate::finding::State;
+use crate::mirror::Papers;
 use crate::oci::filter::Filter;
 use crate::readiness::Readiness;
 use crate::routing::Router;
@@ -38,7 +38,8 @@ pub struct Examination {
     pub routing: kad::Metrics,
     pub router: Arc<dyn Router>,
     pub filter: Arc<Filter>,
-    pub basic_auth: Option<Arc<Secret>>,
+    /// What peers are shown.
+    pub papers: Papers,
     pub readiness: Readiness,
 }
 
@@ -87,8 +88,8 @@ impl Examination {
         let mut live = self.live();
         if cost == Cost::Traffic {
             let held = self.holdings.now();
-            let secret = self.basic_auth.as_deref();
-            let delivered = deliver(self.router.clone(), &held.snapshot, &self.filter, secret);
+            let (snapshot, papers) = (&held.snapshot, &self.papers);
+            let delivered = deliver(self.router.clone(), snapshot, &self.filter, papers);
             live.delivery = Some(delivered.await);
         }
         let report = examine(&self.config, Ok(live.clone())).await;
@@ -104,6 +105,7 @@ impl Examination {
                 known: self.routing.peers_in("known"),
                 connected: self.routing.peers_in("connected"),
             },
+            strangers: self.routing.strangers().into(),
             observed: self.observer.observed(),
             delivery: None,
         }

@@ -19,6 +19,8 @@ pub struct Facts {
     pub hosts: Hosts,
     pub ports: Vec<Port>,
     pub bootstrap: Vec<Name>,
+    /// How many cluster secrets there are. None: the swarm is open.
+    pub members: Option<Answer<usize>>,
     pub live: Result<Live, Silence>,
 }
 

@@ -20,6 +20,7 @@ use crate::content::containerd::told::{self, Told};
 use crate::content::{StoreError, containerd};
 use crate::hosts::{self, Found, Version, Whose};
 use crate::http_get;
+use crate::membership::Members;
 use crate::oci::Digest;
 use crate::routing::bootstrap::dns::Resolver;
 use crate::routing::bootstrap::{Bootstrap, Bootstrapper};
@@ -49,7 +50,7 @@ pub async fn gather(config: &Config, live: Result<Live, Silence>) -> Facts {
         mounts: mounts.clone(),
         ..signs.unwrap_or_default()
     };
-    let ((containerd, hosts, ports), bootstrap) = tokio::join!(
+    let ((containerd, hosts, ports), bootstrap, members) = tokio::join!(
         async {
             let containerd = match &config.containerd {
                 Some(config) => Some(self::containerd(config, &mounts).await),
@@ -61,7 +62,8 @@ pub async fn gather(config: &Config, live: Result<Live, Silence>) -> Facts {
             let ports = self::ports(&hosts).await;
             (containerd, hosts, ports)
         },
-        names(&config.bootstrap)
+        names(&config.bootstrap),
+        members(config.cluster_secret_file.clone())
     );
     Facts {
         profile: detect(&signs),
@@ -69,6 +71,7 @@ pub async fn gather(config: &Config, live: Result<Live, Silence>) -> Facts {
         hosts,
         ports,
         bootstrap,
+        members,
         live,
     }
 }
@@ -229,6 +232,14 @@ async fn hosts(config: &Config, version: Option<Version>) -> Hosts {
         requires_token: config.requires_token,
         basic_auth,
     }
+}
+
+/// How many secrets there are.
+async fn members(file: Option<PathBuf>) -> Option<Answer<usize>> {
+    let file = file?;
+    let read = move || Members::load(&file).map_err(std::io::Error::other);
+    let read = on_disk("the cluster secret", read).await;
+    Some(read.map(|members| members.secrets()))
 }
 
 fn find(

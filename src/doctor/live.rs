@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::routing::kad;
+
 /// Where the daemon says it: GET for what it knows, POST to have a peer asked, too.
 pub const PATH: &str = "/debug/api/doctor";
 
@@ -13,6 +15,9 @@ pub struct Live {
     /// What is awaited before this node is ready, each with its reason.
     pub awaited: Vec<String>,
     pub peers: Peers,
+    /// Who has no cluster secret in common with this node. A daemon of an older release does not say.
+    #[serde(default)]
+    pub strangers: Strangers,
     pub observed: Observed,
     /// The one check that costs traffic. None: nobody has asked for it.
     pub delivery: Option<Delivery>,
@@ -23,6 +28,21 @@ pub struct Peers {
     /// In the routing table.
     pub known: usize,
     pub connected: usize,
+}
+
+/// Of the last ten minutes: an address each, with what is lacking.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Strangers {
+    /// Somebody who called this node.
+    pub called: Option<String>,
+    /// Somebody whom this node called.
+    pub met: Option<String>,
+}
+
+impl From<kad::Strangers> for Strangers {
+    fn from(kad::Strangers { called, met }: kad::Strangers) -> Self {
+        Self { called, met }
+    }
 }
 
 /// What has been seen of this node's containerd since the daemon started.

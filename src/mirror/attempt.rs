@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -22,10 +22,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use crate::basic_auth::{self, Secret};
+use super::Papers;
+use crate::basic_auth;
+use crate::membership::{self, Admitted};
+use crate::oci::Digest;
 use crate::oci::distribution::{
-    ByteRange, FLIGHT, Flight, GROWING, HOLDERS, MAX_HOLDERS, MIRRORED, Span,
+    ByteRange, DOCKER_CONTENT_DIGEST, FLIGHT, Flight, GROWING, HOLDERS, MAX_HOLDERS, MIRRORED, Span,
 };
+use crate::routing::Peer;
 use crate::telemetry::Seldom;
 
 /// A chosen peer that brings no byte for so long is given up. Another is asked beside it before that.
@@ -65,6 +69,12 @@ pub enum PeerError {
     /// It has another user name and password than this node, or another idea of who must send them.
     #[error("does not accept this node's user name and password")]
     Unauthorized,
+    /// It does not take this node for a member of its cluster, and says why.
+    #[error("takes this node for a stranger: {0}")]
+    Stranger(String),
+    /// It has answered a tag, and has not proven that it is a member.
+    #[error("answered a tag without a member's proof")]
+    Unvouched,
     /// The range lies beyond its end: the answer to give if nobody knows better.
     #[error("has no such range in {total:?} bytes")]
     NotSatisfiable { total: Option<u64> },
@@ -87,6 +97,7 @@ impl PeerError {
                 | Self::Waiting
                 | Self::Busy { .. }
                 | Self::Unauthorized
+                | Self::Stranger(_)
                 | Self::NotSatisfiable { .. }
         )
     }
@@ -98,6 +109,7 @@ impl PeerError {
             Self::Absent | Self::Waiting | Self::NotSatisfiable { .. } => "absent",
             Self::Refused => "refused",
             Self::Unauthorized => "unauthorized",
+            Self::Stranger(_) => "stranger",
             _ => "failed",
         }
     }
@@ -111,6 +123,8 @@ pub struct Answer {
     pub total: u64,
     /// The registry's media type, where one was sent.
     pub content_type: Option<String>,
+    /// What a tag stands for, as a member says.
+    pub vouched: Option<Digest>,
     first: Option<Bytes>,
     body: Incoming,
     _connection: AbortOnDropHandle<()>,
@@ -131,24 +145,16 @@ impl Answer {
     }
 }
 
-/// Asks one peer, reachable at any of `addresses`, with the cluster's user name and password where there are any. Bounded
-/// by [`GIVE_UP`].
-pub async fn attempt(
-    addresses: &[SocketAddr],
-    ask: &Ask,
-    secret: Option<&Secret>,
-) -> Result<Answer, PeerError> {
-    timeout(GIVE_UP, attempt_unbounded(addresses, ask, secret))
+/// Asks one peer, reachable at any of its addresses, and shows the cluster's user name and password and a proof of membership
+/// where there are any. Bounded by [`GIVE_UP`].
+pub async fn attempt(peer: &Peer, ask: &Ask, papers: &Papers) -> Result<Answer, PeerError> {
+    timeout(GIVE_UP, attempt_unbounded(peer, ask, papers))
         .await
         .unwrap_or(Err(PeerError::Silent(GIVE_UP)))
 }
 
-async fn attempt_unbounded(
-    addresses: &[SocketAddr],
-    ask: &Ask,
-    secret: Option<&Secret>,
-) -> Result<Answer, PeerError> {
-    let (stream, address) = connect(addresses).await?;
+async fn attempt_unbounded(peer: &Peer, ask: &Ask, papers: &Papers) -> Result<Answer, PeerError> {
+    let (stream, address) = connect(&peer.registry).await?;
     let _ = stream.set_nodelay(true);
     let broken = |e: hyper::Error| PeerError::Connection(Causes(&e).to_string());
     let (mut sender, connection) = http1::Builder::new()
@@ -168,11 +174,24 @@ async fn attempt_unbounded(
         .header(ACCEPT, "*/*")
         .header(USER_AGENT, concat!("peili/", env!("CARGO_PKG_VERSION")))
         .header(MIRRORED, "true");
-    if let Some(secret) = secret {
+    if let Some(secret) = &papers.basic_auth {
         request = request.header(basic_auth::HEADER, secret.header());
     }
-    if let Some(range) = ask.range {
-        request = request.header(RANGE, range.to_string());
+    let range = ask.range.map(|range| range.to_string());
+    let proven = papers.members.as_ref().map(|members| {
+        let asked = membership::Request {
+            to: peer.id.as_str(),
+            method: ask.method.as_str(),
+            path_and_query: &ask.path_and_query,
+            range: range.as_deref().unwrap_or_default(),
+        };
+        members.request(&asked, SystemTime::now())
+    });
+    if let Some((header, _)) = &proven {
+        request = request.header(membership::HEADER, header);
+    }
+    if let Some(range) = &range {
+        request = request.header(RANGE, range);
     }
     if let Some(growing) = ask.growing {
         request = request.header(GROWING, growing.as_millis().to_string());
@@ -184,6 +203,7 @@ async fn attempt_unbounded(
 
     let (span, total) = described(&response, ask)?;
     let content_type = text(&response, &hyper::header::CONTENT_TYPE).map(str::to_string);
+    let vouched = proven.and_then(|(_, asked)| vouched(&response, ask, &asked, papers));
     let mut body = response.into_body();
     let first = if ask.method == Method::HEAD || span.is_empty() {
         None
@@ -197,10 +217,26 @@ async fn attempt_unbounded(
         span,
         total,
         content_type,
+        vouched,
         first,
         body,
         _connection: connection,
     })
+}
+
+/// What a member says that a tag stands for.
+fn vouched(
+    response: &Response<Incoming>,
+    ask: &Ask,
+    asked: &Admitted,
+    papers: &Papers,
+) -> Option<Digest> {
+    let proof = text(response, &HeaderName::from_static(membership::TAG_PROOF))?;
+    let digest = text(response, &HeaderName::from_static(DOCKER_CONTENT_DIGEST))?;
+    let members = papers.members.as_ref()?;
+    members
+        .is_vouched(proof, asked, &ask.path_and_query, digest)
+        .then(|| digest.parse().ok())?
 }
 
 /// Which bytes the response brings, if it is one that we asked for.
@@ -237,6 +273,18 @@ fn described(response: &Response<Incoming>, ask: &Ask) -> Result<(Span, u64), Pe
                 .and_then(|header| header.strip_prefix("bytes */"))
                 .and_then(|total| total.parse().ok()),
         }),
+        (StatusCode::NOT_FOUND, _) if response.headers().contains_key(membership::REFUSED) => {
+            static SAID: Seldom = Seldom::new();
+            let why = text(response, &HeaderName::from_static(membership::REFUSED));
+            let why: String = why.unwrap_or_default().chars().take(300).collect();
+            if SAID.is_due() {
+                warn!(
+                    why,
+                    "a peer takes this node for a stranger. What such peers hold is fetched from the registry"
+                );
+            }
+            Err(PeerError::Stranger(why))
+        }
         (StatusCode::NOT_FOUND, _) => {
             let flight = text(response, &HeaderName::from_static(FLIGHT)).and_then(Flight::parse);
             Err(match flight {

@@ -29,8 +29,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::InFlightSharing;
-use crate::basic_auth::Secret;
+use super::{InFlightSharing, Papers};
 use crate::content::ContentStore;
 use crate::inflight::{Inflight, Ingest, Passing, Uplink};
 use crate::metrics;
@@ -97,8 +96,8 @@ pub struct Parts {
     pub inflight: Inflight,
     pub uplink: Uplink,
     pub sharing: InFlightSharing,
-    /// What peers are sent.
-    pub basic_auth: Option<Arc<Secret>>,
+    /// What peers are shown.
+    pub papers: Papers,
 }
 
 /// Cloneable; all clones are the same node.
@@ -111,7 +110,7 @@ struct Inner {
     inflight: Inflight,
     uplink: Uplink,
     sharing: InFlightSharing,
-    basic_auth: Option<Arc<Secret>>,
+    papers: Papers,
     parts: Mutex<HashMap<Digest, Part>>,
     /// What this node led and got nothing of, and when.
     in_vain: Mutex<HashMap<Digest, Instant>>,
@@ -164,7 +163,7 @@ impl Flight {
             inflight: parts.inflight,
             uplink: parts.uplink,
             sharing: parts.sharing,
-            basic_auth: parts.basic_auth,
+            papers: parts.papers,
             parts: Mutex::default(),
             in_vain: Mutex::default(),
             is_leaving: AtomicBool::new(false),

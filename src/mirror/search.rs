@@ -56,7 +56,9 @@ pub(super) struct Search {
     /// Peers that were asked and did not deliver, against the limit.
     failures: usize,
     /// Peers that do not take this node for one of theirs.
-    unauthorized: usize,
+    barred: usize,
+    /// What the last of these said.
+    why_barred: Option<PeerError>,
     last: Option<PeerError>,
 }
 
@@ -85,7 +87,8 @@ impl Search {
             known_at: HashSet::new(),
             hinted_at: HashSet::new(),
             failures: 0,
-            unauthorized: 0,
+            barred: 0,
+            why_barred: None,
             last: None,
         }
     }
@@ -230,7 +233,7 @@ impl Search {
                 && self.hinted_at.insert(address)
             {
                 self.heard(Some(Peer {
-                    id: PeerId::new(format!("at {address}")),
+                    id: PeerId::at(address),
                     registry: vec![address],
                     zone: None,
                 }));
@@ -256,7 +259,11 @@ impl Search {
             PeerError::Busy { holders } => self.hinted(peer, holders),
             // They answer at once, and another one may have it.
             PeerError::Absent | PeerError::Waiting | PeerError::NotSatisfiable { .. } => {}
-            PeerError::Unauthorized => self.unauthorized += 1,
+            PeerError::Unauthorized | PeerError::Stranger(_) => {
+                self.barred += 1;
+                self.why_barred = Some(error);
+                return;
+            }
             _ => self.failures += 1,
         }
         self.last = Some(error);
@@ -279,11 +286,11 @@ impl Search {
                 return FetchError::NotSatisfiable { key, total };
             }
             // The log has it once a minute, by whoever was refused.
-            _ if tried == 0 && self.unauthorized > 0 => {
+            _ if tried == 0 && self.barred > 0 => {
                 return FetchError::Exhausted {
                     key,
-                    tried: self.unauthorized,
-                    last: Some(PeerError::Unauthorized),
+                    tried: self.barred,
+                    last: self.why_barred.take(),
                 };
             }
             _ if tried == 0 => return FetchError::NoPeer(key),
@@ -298,7 +305,7 @@ impl Mirror {
     pub(super) async fn ask(self, peer: Peer, ask: Ask) -> (Peer, Result<Delivery, PeerError>) {
         let began = Instant::now();
         let under_way = self.scoreboard.begin(&peer.id, began);
-        let outcome = attempt(&peer.registry, &ask, self.basic_auth.as_deref()).await;
+        let outcome = attempt(&peer, &ask, &self.papers).await;
         let outcome = outcome.map(|answer| {
             let took = began.elapsed();
             // One that is still getting it is as fast as whoever brings it there.

@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 
 use super::error::Error;
 use super::{after_again, ns_of};
+use crate::membership::Refused;
 use crate::metrics;
 use crate::mirror::InFlight;
 use crate::oci::distribution::{SOURCE, TRIAL};
@@ -74,6 +75,7 @@ pub struct Metrics {
     pub(super) relayed: IntCounter,
     saved: IntCounter,
     unauthorized: IntCounterVec,
+    strangers: IntCounterVec,
     /// What is remembered of each, for people.
     recent: Recent,
 }
@@ -130,8 +132,19 @@ impl Metrics {
                 "Requests refused for want of the right user name and password, by who sent them: peer, other.",
                 &["from"],
             ),
+            strangers: metrics::counters(
+                registry,
+                "peili_registry_strangers_total",
+                "Requests of peers refused for want of a proof of membership, by reason: unproven (none, or one that this \
+                 release does not know), unknown (by another cluster secret, or for another node), clock (the asker's clock \
+                 differs by more than 5 min).",
+                &["reason"],
+            ),
             recent: Recent::default(),
         };
+        for refused in [Refused::Unproven, Refused::Unknown, Refused::Clock(0)] {
+            metrics.strangers.with_label_values(&[refused.as_str()]);
+        }
         // A counter that is not there looks like a scrape that failed.
         for source in Source::OF_MIRROR {
             metrics.requests.with_label_values(&[source.as_str()]);
@@ -253,12 +266,30 @@ impl Access {
         if matches!(error, Error::Unauthorized { .. }) {
             self.unauthorized();
         }
+        if let Error::Stranger(refused) = error {
+            self.stranger(refused);
+        }
         self.counts &= error.is_miss() || error.is_busy();
         if error.is_busy() {
             self.source = Source::Busy;
         }
         if error.is_failure() {
             self.source = Source::Failed;
+        }
+    }
+
+    fn stranger(&self, refused: &Refused) {
+        static SAID: Seldom = Seldom::new();
+        let counter = &self.metrics.strangers;
+        counter.with_label_values(&[refused.as_str()]).inc();
+        if SAID.is_due() {
+            let remote = self.remote.map(tracing::field::display);
+            warn!(
+                remote,
+                why = %refused,
+                "a peer was refused as a stranger. If it is one of this cluster's nodes, give all of them the same \
+                 --cluster-secret-file. It gets from the registry what only this node holds"
+            );
         }
     }
 

@@ -8,6 +8,7 @@ use axum::response::Response;
 use oci_spec::distribution::{ErrorCode, ErrorInfoBuilder, ErrorResponseBuilder};
 
 use crate::basic_auth;
+use crate::membership;
 use crate::mirror::FetchError;
 use crate::oci::ReferenceError;
 use crate::oci::distribution::{FLIGHT, Flight, HOLDERS, PathError};
@@ -27,6 +28,9 @@ pub(super) enum Error {
         "only this node's containerd and peers are served: the node's token is missing or wrong"
     )]
     Refused,
+    /// 404 like the one above: whoever it is goes elsewhere at once.
+    #[error("only members of this cluster are served: {0}")]
+    Stranger(membership::Refused),
     /// Whoever gets it goes to its next host: a peer to another one, containerd to the registry.
     #[error("the user name and the password are missing or wrong")]
     Unauthorized { is_containerd: bool },
@@ -112,7 +116,7 @@ impl Error {
             }
             Error::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
             Error::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
-            Error::Refused => (StatusCode::NOT_FOUND, ErrorCode::Denied),
+            Error::Refused | Error::Stranger(_) => (StatusCode::NOT_FOUND, ErrorCode::Denied),
             Error::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
             Error::RequestBody => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
             Error::NoManifest(_) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
@@ -156,6 +160,11 @@ impl Error {
             Error::NoBlob(Miss::Flight(flight)) | Error::NoManifest(Miss::Flight(flight)) => {
                 let value = HeaderValue::from_static(flight.as_str());
                 headers.insert(HeaderName::from_static(FLIGHT), value);
+            }
+            Error::Stranger(refused) => {
+                let value = HeaderValue::from_str(&refused.to_string());
+                let name = HeaderName::from_static(membership::REFUSED);
+                headers.extend(value.ok().map(|value| (name, value)));
             }
             Error::RequestBody => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

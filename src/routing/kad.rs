@@ -9,7 +9,8 @@
 //!                                          |-- records     own keys and when each is announced again
 //!                                          |-- joining     rounds of bootstrap
 //!                                          |-- known       peers of an earlier life, in a file
-//!                                          `-- store       what others told (inside of the swarm)
+//!                                          |-- store       what others told (inside of the swarm)
+//!                                          `-- membership  the handshake of a closed swarm (below it)
 //! ```
 //!
 //! Nothing can be taken back from a DHT. A node that leaves says so to those it is connected to; all others ask it until
@@ -27,6 +28,7 @@ mod known;
 mod leave;
 mod lookups;
 mod meetings;
+mod membership;
 pub mod messages;
 mod metrics;
 mod records;
@@ -56,12 +58,14 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 pub use acquaintances::MAX_ZONE;
 pub use event_loop::EventLoop;
 pub use meetings::{distance, place};
-pub use metrics::Metrics;
+pub use membership::PROTOCOL as MEMBER_PROTOCOL;
+pub use metrics::{Metrics, Strangers};
 pub use transport::Carrier;
 
 use super::bootstrap::{Bootstrap, BootstrapError, Bootstrapper};
 use super::messenger::{Call, MAX_MESSAGE, Meeting, Messenger, Unreachable};
 use super::{Neighbour, Peer, PeerId, Router, RouterClosed};
+use crate::membership::Members;
 use crate::oci::Key;
 use crate::readiness::Guard;
 use addresses::{Policy, multiaddr};
@@ -90,6 +94,8 @@ pub struct Config {
     /// Where this node stands, as its peers are told: at most [`MAX_ZONE`] bytes without semicolons and control
     /// characters, else they take it for none.
     pub zone: Option<String>,
+    /// Who may take part. None: whoever reaches this node's router.
+    pub members: Option<Arc<Members>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +186,8 @@ pub async fn bind_over(
     let bootstrapper = config.bootstrap.map(Bootstrapper::new).transpose()?;
     let policy = Policy::of(&config.advertise);
     let rng = rand::make_rng::<StdRng>();
-    let mut swarm = behaviour::swarm(carrier, &keypair, policy, config.zone.as_deref(), rng)?;
+    let (zone, members) = (config.zone.as_deref(), config.members.clone());
+    let mut swarm = behaviour::swarm(carrier, &keypair, policy, zone, members, rng)?;
     let listening = listen(&mut swarm, &config.listen).await?;
     let announced: Vec<SocketAddr> = config
         .advertise
@@ -221,6 +228,7 @@ pub async fn bind_over(
         resolve_timeout: config.resolve_timeout,
         bootstrapper,
         known,
+        is_closed: config.members.is_some(),
         metrics,
         readiness,
     });

@@ -215,6 +215,7 @@ fn everything() -> tempfile::NamedTempFile {
             "mirrorsFrom": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "spegel"}}}],
         },
         "basicAuthSecretName": "password",
+        "clusterSecret": {"existingSecret": "cluster", "key": "one"},
         "verticalPodAutoscaler": {
             "enabled": true, "recommenders": [{"name": "own"}], "controlledResources": ["memory"],
             "maxAllowed": {"memory": "1Gi"}, "minAllowed": {"memory": "64Mi"},

@@ -178,8 +178,21 @@ fn what_cannot_be_is_refused_with_the_value_and_the_reason() {
             &["resolveTags=false", "leave one"],
         ),
         (
-            "clusterSecret.existingSecret=x",
-            &["clusterSecret.existingSecret=\"x\"", "this release"],
+            "clusterSecret.existingSecret=x,clusterSecret.generate=true",
+            &["clusterSecret.existingSecret=\"x\"", "leave one"],
+        ),
+        (
+            "clusterSecret.generate=true",
+            &[
+                "no cluster to look into",
+                "existingSecret=peili-cluster",
+                "openssl rand",
+            ],
+        ),
+        ("clusterSecret.key=a/b", &["/clusterSecret/key"]),
+        (
+            "clusterSecret.secret=0123456789abcdef",
+            &["/clusterSecret", "not allowed"],
         ),
         (
             "grafanaDashboard.mode=Operator",

@@ -581,3 +581,154 @@ fn a_password_is_mounted_where_both_containers_read_it() {
         .expect("the volume");
     assert_eq!(secret["secret"]["secretName"], "password");
 }
+
+/// As much of a Kubernetes as helm looks into: the namespace that every cluster has, and the Secret `here`, if any.
+fn cluster(here: Option<Value>) -> String {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (Ok(mut stream), here) = (stream, here.clone()) else {
+                return;
+            };
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+                let mut first = String::new();
+                // One request for each connection; the rest of its head says nothing.
+                let _ = reader.read_line(&mut first);
+                let mut line = String::new();
+                while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+                    line.clear();
+                }
+                let path = first.split(' ').nth(1).unwrap_or_default();
+                let path = path.split('?').next().unwrap_or_default();
+                let resource = |name: &str, kind: &str, namespaced: bool| json!({"name": name, "kind": kind, "namespaced": namespaced, "verbs": ["get", "list"]});
+                let answer = match path {
+                    "/version" => {
+                        Some(json!({"major": "1", "minor": "37", "gitVersion": "v1.37.0"}))
+                    }
+                    "/api" => Some(json!({"kind": "APIVersions", "versions": ["v1"]})),
+                    "/apis" => {
+                        Some(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": []}))
+                    }
+                    "/api/v1" => Some(json!({
+                        "kind": "APIResourceList", "groupVersion": "v1",
+                        "resources": [resource("namespaces", "Namespace", false), resource("secrets", "Secret", true)],
+                    })),
+                    "/api/v1/namespaces/kube-system" => Some(json!({
+                        "kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "kube-system"},
+                    })),
+                    "/api/v1/namespaces/mirrors/secrets/peili-cluster" => here,
+                    _ => None,
+                };
+                let status = if answer.is_some() {
+                    "200 OK"
+                } else {
+                    "404 Not Found"
+                };
+                let body = answer.unwrap_or_else(|| {
+                    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404})
+                });
+                let body = body.to_string();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn a_cluster_secret_is_made_once_and_kept() {
+    let Some(tools) = tools() else { return };
+    let rendered = |here: Option<Value>| {
+        let at = cluster(here);
+        let more = [
+            "--dry-run=server",
+            "--kube-apiserver",
+            &at,
+            "--kube-token",
+            "x",
+        ];
+        let set = [
+            "--set",
+            "clusterSecret.generate=true,clusterSecret.key=mine",
+        ];
+        let objects = tools.objects(&[&more[..], &set].concat());
+        let secret = objects.get("Secret", "peili-cluster");
+        let made = secret["data"]["mine"]
+            .as_str()
+            .expect("a secret")
+            .to_owned();
+        let volumes = objects.pod()["volumes"].as_array().expect("volumes");
+        let volume = volumes.iter().find(|it| it["name"] == "cluster-secret");
+        assert_eq!(
+            volume.expect("a volume")["secret"]["secretName"],
+            "peili-cluster"
+        );
+        made
+    };
+
+    let (first, second) = (rendered(None), rendered(None));
+    assert_ne!(first, second, "they are made up");
+    // 48 letters and digits in base64.
+    assert_eq!(first.len(), 64);
+    let here = |data: Value| {
+        let metadata = json!({"name": "peili-cluster", "namespace": "mirrors"});
+        Some(json!({"kind": "Secret", "apiVersion": "v1", "metadata": metadata, "data": data}))
+    };
+    assert_eq!(
+        rendered(here(json!({"mine": first.clone(), "other": "eA=="}))),
+        first
+    );
+    assert_eq!(rendered(here(json!({"other": "eA=="}))).len(), 64);
+}
+
+#[test]
+fn a_cluster_secret_is_mounted_as_a_directory_for_the_mirror_alone() {
+    let Some(tools) = tools() else { return };
+    let set = "clusterSecret.existingSecret=mine,clusterSecret.key=token";
+    let objects = tools.objects(&["--set", set]);
+
+    assert_eq!(
+        env(&objects.env("registry"), "CLUSTER_SECRET_FILE"),
+        "/etc/secrets/cluster/secret"
+    );
+    let mounted = |name: &str| {
+        let mounts = objects.container(name)["volumeMounts"].as_array();
+        let mounts = mounts.expect("mounts");
+        mounts
+            .iter()
+            .find(|it| it["name"] == "cluster-secret")
+            .cloned()
+    };
+    let mount = mounted("registry").expect("a mount");
+    // A subPath would never change.
+    assert_eq!(
+        mount,
+        json!({"name": "cluster-secret", "mountPath": "/etc/secrets/cluster", "readOnly": true})
+    );
+    assert_eq!(mounted("configuration"), None);
+    let volumes = objects.pod()["volumes"].as_array().expect("volumes");
+    let volume = volumes.iter().find(|it| it["name"] == "cluster-secret");
+    assert_eq!(
+        volume.expect("a volume")["secret"],
+        json!({"secretName": "mine", "defaultMode": 0o400, "items": [{"key": "token", "path": "secret"}]})
+    );
+    assert!(!objects.has("Secret"), "it is somebody else's");
+
+    let open = tools.objects(&[]);
+    assert_eq!(env(&open.env("registry"), "CLUSTER_SECRET_FILE"), "");
+    assert!(!open.pod().to_string().contains("cluster-secret"));
+    let plain = notes(tools, &[]);
+    assert!(plain.contains("The swarm is open"), "{plain}");
+    let closed = notes(tools, &["--set", set]);
+    assert!(
+        closed.contains("The swarm is closed: only nodes with the Secret mine"),
+        "{closed}"
+    );
+}

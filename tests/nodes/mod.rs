@@ -129,6 +129,7 @@ pub fn config(advertise: IpAddr, listen: SocketAddr) -> kad::Config {
         bootstrap: None,
         resolve_timeout: Duration::from_millis(20),
         zone: None,
+        members: None,
     }
 }
 

@@ -52,6 +52,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- .Values.serviceAccount.create | ternary (.Values.serviceAccount.name | default (include "peili.fullname" .)) (.Values.serviceAccount.name | default "default") -}}
 {{- end -}}
 
+{{/* The Secret that makes pods members of one cluster; empty: there is none. */}}
+{{- define "peili.clusterSecretName" -}}
+{{- if .Values.clusterSecret.generate -}}
+{{ include "peili.fullname" . }}-cluster
+{{- else -}}
+{{ .Values.clusterSecret.existingSecret }}
+{{- end -}}
+{{- end -}}
+
 {{/* Where the first peers are found. */}}
 {{- define "peili.bootstrapDomain" -}}
 {{- printf "%s-bootstrap.%s.svc.%s" (include "peili.fullname" .) (include "peili.namespace" .) .Values.clusterDomain -}}
@@ -83,8 +92,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if and (eq $peili.tagResolution "upstream-first") (not $peili.resolveTags) -}}
 {{- fail "peili.resolveTags=false means that tags are never looked up in the cluster, and peili.tagResolution=upstream-first that they are where the registry is down: leave one of them out" -}}
 {{- end -}}
-{{- if .Values.clusterSecret.existingSecret -}}
-{{- fail (printf "clusterSecret.existingSecret=%q: this release has no membership by a shared secret; leave it empty" .Values.clusterSecret.existingSecret) -}}
+{{- if and .Values.clusterSecret.existingSecret .Values.clusterSecret.generate -}}
+{{- fail (printf "clusterSecret.existingSecret=%q and clusterSecret.generate=true: leave one of them out" .Values.clusterSecret.existingSecret) -}}
 {{- end -}}
 {{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
 {{- fail "serviceMonitor.enabled and podMonitor.enabled: every pod would be scraped twice; choose one" -}}

@@ -15,9 +15,8 @@ use tokio::time::{Duration, Instant, timeout_at};
 
 use super::super::Debug;
 use super::{a_trial, asked, json, refusal};
-use crate::basic_auth::Secret;
 use crate::content::ContentStore;
-use crate::mirror::{self, Probe};
+use crate::mirror::{self, Papers, Probe};
 use crate::oci::{Digest, ImageName, Key, Repository};
 use crate::routing::Peer;
 
@@ -83,12 +82,11 @@ pub(super) async fn answer(State(debug): State<Debug>, body: Bytes) -> Response 
         heard.push((peer, millis(began.elapsed())));
     }
     let took_ms = millis(began.elapsed());
-    let secret = debug.registry.basic_auth.as_deref();
     let all = heard.into_iter().enumerate().map(async |(place, heard)| {
         let (peer, after_ms) = heard;
         Holder {
             asked: match place < MAX_ASKED {
-                true => Some(wanted.ask(&peer, secret).await),
+                true => Some(wanted.ask(&peer, debug.mirror.papers()).await),
                 false => None,
             },
             peer: peer.id.to_string(),
@@ -114,9 +112,13 @@ struct Wanted {
 
 impl Wanted {
     /// Whether `peer` would deliver it.
-    async fn ask(&self, peer: &Peer, secret: Option<&Secret>) -> Said {
+    async fn ask(&self, peer: &Peer, papers: &Papers) -> Said {
         let began = Instant::now();
-        let answer = mirror::probe(peer, Probe::Head, self.path(), secret).await;
+        let probe = match self.key {
+            Key::Content(_) => Probe::Head,
+            Key::Tag(_) => Probe::Tag,
+        };
+        let answer = mirror::probe(peer, probe, self.path(), papers).await;
         Said {
             delivers: answer.is_ok(),
             took_ms: millis(began.elapsed()),
@@ -241,7 +243,7 @@ mod tests {
             (ill.peer(), Some("answered 500")),
             (FakePeer::gone().await, Some("refused the connection")),
         ] {
-            let said = named.ask(&peer, None).await;
+            let said = named.ask(&peer, &Papers::default()).await;
             assert_eq!(said.delivers, why.is_none(), "{said:?}");
             let told = said.why.unwrap_or_default();
             assert!(told.starts_with(why.unwrap_or_default()), "{told}");
@@ -252,7 +254,7 @@ mod tests {
         assert!(asked.is_mirrored, "{asked:?}");
         assert!(asked.line.starts_with("HEAD /v2/a/blobs/"), "{asked:?}");
         let unnamed = wanted(digest.as_str()).unwrap();
-        let said = unnamed.ask(&lost.peer(), None).await;
+        let said = unnamed.ask(&lost.peer(), &Papers::default()).await;
         assert!(said.why.unwrap().contains("by its digest alone"));
     }
 }

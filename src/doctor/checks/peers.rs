@@ -1,6 +1,6 @@
 //! Whether the others are found, and give what they say that they have.
 
-use crate::doctor::facts::Name;
+use crate::doctor::facts::{Answer, Name};
 use crate::doctor::live::{Delivery, Live, Silence};
 use crate::finding::Finding;
 
@@ -26,6 +26,41 @@ pub fn bootstrap(names: &[Name], live: Result<&Live, &Silence>) -> Finding {
         Finding::warning(CHECK, seen, cure)
     } else {
         Finding::broken(CHECK, seen, cure)
+    }
+}
+
+/// Whether this node and the others know each other for members.
+pub fn members(secrets: &Option<Answer<usize>>, live: Result<&Live, &Silence>) -> Finding {
+    const CHECK: &str = "members";
+    let cure = "Give all nodes the same --cluster-secret-file, or none. While a secret is replaced, each file has both, one \
+                per line (docs/security.md).";
+    let strangers = live.map(|live| live.strangers.clone()).unwrap_or_default();
+    let knows_nobody = live.is_ok_and(|live| live.peers.known == 0);
+    let how = match secrets {
+        None => "the swarm is open (no --cluster-secret-file)".to_string(),
+        Some(Ok(1)) => "the swarm is closed, by one secret".to_string(),
+        Some(Ok(n)) => format!("the swarm is closed, by {n} secrets"),
+        Some(Err(why)) => return Finding::broken(CHECK, why, cure),
+    };
+    match (strangers.met, strangers.called) {
+        (Some(met), _) if knows_nobody => Finding::broken(
+            CHECK,
+            format!("{how}, and whom this node calls has no secret in common with it: {met}"),
+            cure,
+        ),
+        (Some(met), _) => Finding::warning(
+            CHECK,
+            format!(
+                "{how}, and somebody whom this node has called has no secret in common with it: {met}"
+            ),
+            cure,
+        ),
+        (None, Some(called)) if secrets.is_some() => Finding::warning(
+            CHECK,
+            format!("{how}, and somebody who has called was refused: {called}"),
+            format!("{cure} If it is none of your nodes, it was rightly refused."),
+        ),
+        _ => Finding::ok(CHECK, how),
     }
 }
 

@@ -13,7 +13,7 @@ use super::all;
 use crate::content::containerd::told::Cri;
 use crate::doctor::Report;
 use crate::doctor::facts::{Containerd, Content, Hosts, Name, Port, Sample, Served};
-use crate::doctor::live::{Delivery, Live, Observed, Peers, Silence};
+use crate::doctor::live::{Delivery, Live, Observed, Peers, Silence, Strangers};
 use crate::doctor::mounts::Mount;
 use crate::doctor::profile::PLAIN;
 use crate::finding::{State, verdict};
@@ -56,6 +56,7 @@ fn live() -> Live {
             known: 4,
             connected: 3,
         },
+        strangers: Strangers::default(),
         observed: Observed {
             requests: 12,
             pulls: 1,
@@ -108,6 +109,7 @@ fn healthy() -> Facts {
             url: URL.into(),
             answer: Ok(Served::Ready),
         }],
+        members: Some(Ok(1)),
         bootstrap: vec![Name {
             name: "peili-bootstrap.peili.svc.cluster.local.".into(),
             leads_to: Ok(5),
@@ -194,6 +196,10 @@ fn containerd(facts: &mut Facts) -> &mut Containerd {
 
 fn observed(facts: &mut Facts) -> &mut Observed {
     &mut facts.live.as_mut().unwrap().observed
+}
+
+fn strangers(facts: &mut Facts) -> &mut Strangers {
+    &mut facts.live.as_mut().unwrap().strangers
 }
 
 fn cri(config_path: &str, discards: bool) -> Result<Cri, String> {

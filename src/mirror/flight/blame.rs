@@ -13,7 +13,7 @@ use hyper::Method;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::basic_auth::Secret;
+use crate::mirror::Papers;
 use crate::mirror::attempt::{Ask, PeerError, attempt};
 use crate::oci::Digest;
 use crate::routing::{Peer, PeerId};
@@ -64,7 +64,7 @@ impl Distrust {
     }
 
     /// Asks each of them whether its own copy was accepted.
-    pub async fn judge(&self, digest: &Digest, givers: Vec<Giver>, secret: Option<&Secret>) {
+    pub async fn judge(&self, digest: &Digest, givers: Vec<Giver>, papers: &Papers) {
         for Giver {
             peer,
             path_and_query,
@@ -76,10 +76,10 @@ impl Distrust {
                 range: None,
                 growing: None,
             };
-            let mut holds = attempt(&peer.registry, &ask, secret).await;
+            let mut holds = attempt(&peer, &ask, papers).await;
             if matches!(holds, Err(PeerError::Absent)) {
                 sleep(ITS_OWN).await;
-                holds = attempt(&peer.registry, &ask, secret).await;
+                holds = attempt(&peer, &ask, papers).await;
             }
             match holds {
                 Ok(_) => {

@@ -54,7 +54,7 @@ pub(in crate::mirror) struct Boarding {
 
 /// What came of asking once.
 enum Step {
-    Delivered(Boarded),
+    Delivered(Box<Boarded>),
     Leads(u64),
     /// Not before this pause is over.
     Again(Duration),
@@ -121,7 +121,7 @@ impl Boarding {
             };
             let waited = began.elapsed();
             match step {
-                Some(Step::Delivered(boarded)) => return Ok(boarded),
+                Some(Step::Delivered(boarded)) => return Ok(*boarded),
                 Some(Step::Leads(lease)) => {
                     if waited >= Duration::from_secs(2) {
                         self.flight.0.metrics.missed.inc();
@@ -156,7 +156,7 @@ impl Boarding {
             } => {
                 self.is_queued = is_queued;
                 match self.follow(&parent, ask, began).await {
-                    Some(delivery) => Step::Delivered(Boarded { delivery, depth }),
+                    Some(delivery) => Step::Delivered(Box::new(Boarded { delivery, depth })),
                     None => Step::Again(BREATH),
                 }
             }
@@ -400,7 +400,7 @@ mod tests {
             inflight: Inflight::new(root, "k8s.io".into()),
             uplink: Uplink::default(),
             sharing: InFlightSharing::Auto,
-            basic_auth: None,
+            papers: Default::default(),
         };
         let config = mirror::Config {
             retries: 3,

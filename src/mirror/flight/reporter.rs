@@ -254,8 +254,8 @@ fn refused(flight: &Flight, digest: &Digest, givers: Vec<Giver>) {
     let (flight, digest) = (flight.clone(), digest.clone());
     // Ends by itself within seconds.
     tokio::spawn(async move {
-        let secret = flight.0.basic_auth.as_deref();
-        flight.0.distrust.judge(&digest, givers, secret).await;
+        let papers = &flight.0.papers;
+        flight.0.distrust.judge(&digest, givers, papers).await;
     });
 }
 

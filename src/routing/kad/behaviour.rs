@@ -1,10 +1,12 @@
 //! The protocols this node speaks, and with which settings.
 //!
 //! What a Peili and a Spegel node must agree on to find each other's content is here: noise and yamux over TCP, identify,
-//! and Kademlia under Spegel's name with buckets of 20, always as a server.
+//! and Kademlia under Spegel's name with buckets of 20, always as a server. In a closed swarm there are no Spegels: noise is
+//! followed by a proof there (`membership`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::connection_limits::{self, ConnectionLimits};
@@ -18,11 +20,13 @@ use super::acquaintances::agent_version;
 use super::addresses::Policy;
 use super::inbound::{Capped, MAX_INBOUND, RUNNING};
 use super::leave;
+use super::membership::Membership;
 use super::messages;
 use super::records::RECORD_LIFE;
 use super::store::Store;
 use super::tell;
 use super::transport::{Careful, Carrier};
+use crate::membership::Members;
 
 pub const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/spegel/kad/1.0.0");
 
@@ -33,7 +37,7 @@ const REPLICATION: NonZeroUsize = NonZeroUsize::new(20).expect("20 is not 0");
 /// busy swarm takes a while, so it leaves room for two of those.
 const QUERY: Duration = Duration::from_secs(30);
 
-/// TCP, noise and yamux together. Milliseconds within a cluster; a host that drops packets is not waited for longer.
+/// TCP, noise, the proof of membership and yamux together. Milliseconds within a cluster; a host that drops packets is not waited for longer.
 pub const DIAL: Duration = Duration::from_secs(5);
 
 /// Kademlia keeps no connection alive. At 200 nodes, 5 s of idleness cost twice the CPU of 60 s, because every step of a
@@ -66,21 +70,30 @@ pub fn tcp() -> tcp::tokio::Transport {
     tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
 }
 
-/// A swarm that does not listen yet and announces nothing.
+/// A swarm that does not listen yet and announces nothing. With `members` it is closed to everybody else.
 pub fn swarm(
     carrier: impl Carrier,
     keypair: &Keypair,
     policy: Policy,
     zone: Option<&str>,
+    members: Option<Arc<Members>>,
     rng: StdRng,
 ) -> Result<Swarm<Behaviour>, noise::Error> {
     let me = keypair.public().to_peer_id();
-    let transport = Careful::new(carrier, policy)
-        .upgrade(upgrade::Version::V1Lazy)
-        .authenticate(noise::Config::new(keypair)?)
-        .multiplex(yamux::Config::default())
-        .timeout(DIAL)
-        .boxed();
+    let noise = noise::Config::new(keypair)?;
+    let connecting = Careful::new(carrier, policy).upgrade(upgrade::Version::V1Lazy);
+    let transport = match members {
+        None => connecting
+            .authenticate(noise)
+            .multiplex(yamux::Config::default())
+            .timeout(DIAL)
+            .boxed(),
+        Some(members) => connecting
+            .authenticate(Membership::new(noise, members, me))
+            .multiplex(yamux::Config::default())
+            .timeout(DIAL)
+            .boxed(),
+    };
 
     let store = Store::new(me, policy, rng);
     let mut config = kad::Config::new(KAD_PROTOCOL);

@@ -39,6 +39,7 @@ use super::known::KnownPeers;
 use super::leave::{self, FAREWELL};
 use super::lookups::Lookups;
 use super::meetings::{self, Meetings};
+use super::membership::Stranger;
 use super::metrics::Advertised;
 use super::records::{Schedule, record_key};
 use super::{Command, Metrics};
@@ -123,6 +124,10 @@ pub struct EventLoop {
     /// What was last said of the way to the first peers.
     trouble: Option<String>,
     known: KnownPeers,
+    /// Whether only members take part.
+    is_closed: bool,
+    /// What the last bootstrap address that failed lacked, if it was that.
+    stranger: Option<Stranger>,
     leaving: Option<Leaving>,
 }
 
@@ -146,6 +151,7 @@ pub(super) struct Parts {
     pub resolve_timeout: Duration,
     pub bootstrapper: Option<Bootstrapper>,
     pub known: KnownPeers,
+    pub is_closed: bool,
     pub metrics: Metrics,
     pub readiness: Guard,
 }
@@ -192,6 +198,8 @@ impl EventLoop {
             beside_at: None,
             trouble: None,
             known: parts.known,
+            is_closed: parts.is_closed,
+            stranger: None,
             leaving: None,
             rng,
         }

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::SwarmEvent;
@@ -15,12 +16,50 @@ use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec, Registry};
 
 use super::behaviour::BehaviourEvent;
 use super::lookups::Outcome;
+use super::membership::Stranger;
 use crate::metrics::{self, OpenMetrics};
 use crate::oci::Key;
 
 /// Registries whose tags are counted by name. A cluster pulls from a handful; the rest, those with the fewest tags, is
 /// counted together.
 const MAX_REGISTRIES: usize = 20;
+
+/// Who was refused of late for want of a secret in common: one of them each, with what is lacking. None: nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Strangers {
+    /// Somebody who called this node.
+    pub called: Option<String>,
+    /// Somebody whom this node called.
+    pub met: Option<String>,
+}
+
+impl Strangers {
+    /// As long as a roll-out of ten nodes takes; who looks later sees the counter.
+    const LATELY: Duration = Duration::from_secs(600);
+}
+
+/// Who called whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Direction {
+    In,
+    Out,
+}
+
+impl Direction {
+    fn as_str(self) -> &'static str {
+        match self {
+            Direction::In => "in",
+            Direction::Out => "out",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct LastStranger {
+    at: Instant,
+    address: String,
+    stranger: Stranger,
+}
 
 /// Cloneable; all clones are the same numbers.
 #[derive(Clone)]
@@ -31,6 +70,9 @@ pub struct Metrics {
     lookups: HistogramVec,
     /// Announcements of one key each, by result.
     announcements: IntCounterVec,
+    strangers: IntCounterVec,
+    /// The last of them, of each direction.
+    last_strangers: Arc<Mutex<[Option<LastStranger>; 2]>>,
     libp2p: Arc<libp2p_metrics::Metrics>,
     libp2p_registry: Arc<OpenMetrics>,
 }
@@ -69,9 +111,24 @@ impl Metrics {
                 "Announcements of one key each, by result: ok, failed.",
                 &["result"],
             ),
+            strangers: metrics::counters(
+                registry,
+                "peili_router_strangers_total",
+                "Connections between routers that failed for want of a cluster secret in common, by direction: in (it called \
+                 this node), out (this node called it); and by reason: no_secret (one side has none), other_secret (they have \
+                 none in common).",
+                &["direction", "reason"],
+            ),
+            last_strangers: Arc::default(),
             libp2p,
             libp2p_registry: Arc::new(theirs),
         };
+        for direction in [Direction::In, Direction::Out] {
+            for stranger in Stranger::ALL {
+                let labels = [direction.as_str(), stranger.as_str()];
+                metrics.strangers.with_label_values(&labels);
+            }
+        }
         for state in ["known", "connected", "gone"] {
             metrics.peers.with_label_values(&[state]);
         }
@@ -94,6 +151,31 @@ impl Metrics {
     pub fn peers_in(&self, state: &str) -> usize {
         let count = self.peers.with_label_values(&[state]).get();
         usize::try_from(count).unwrap_or(0)
+    }
+
+    /// Who was refused of late for want of a secret in common, or has refused this node.
+    pub fn strangers(&self) -> Strangers {
+        let last = self.last_strangers.lock();
+        let [called, met] = last.unwrap_or_else(PoisonError::into_inner).clone();
+        let lately = |last: Option<LastStranger>| {
+            let last = last.filter(|last| last.at.elapsed() < Strangers::LATELY)?;
+            Some(format!("{} ({})", last.address, last.stranger.as_str()))
+        };
+        Strangers {
+            called: lately(called),
+            met: lately(met),
+        }
+    }
+
+    pub(super) fn stranger(&self, direction: Direction, stranger: Stranger, address: &Multiaddr) {
+        let labels = [direction.as_str(), stranger.as_str()];
+        self.strangers.with_label_values(&labels).inc();
+        let last = self.last_strangers.lock();
+        last.unwrap_or_else(PoisonError::into_inner)[direction as usize] = Some(LastStranger {
+            at: Instant::now(),
+            address: address.to_string(),
+            stranger,
+        });
     }
 
     pub(super) fn peers(&self, state: &str, count: usize) {

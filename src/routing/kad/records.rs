@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(schedule.due(now, 10), keys(1));
         schedule.add(key.clone(), now);
         assert_eq!(schedule.due(now, 10), []);
-        schedule.renewed(&[key.clone()], now, &mut rng);
+        schedule.renewed(std::slice::from_ref(&key), now, &mut rng);
         schedule.add(key.clone(), now);
         assert_eq!(schedule.due(now, 10), []);
     }
@@ -364,7 +364,7 @@ mod tests {
             let (mut schedule, mut rng) = schedule(50, now);
             schedule.swarm_has(before, now, &mut rng);
             for key in schedule.due(now, 50) {
-                schedule.renewed(&[key.clone()], now, &mut rng);
+                schedule.renewed(std::slice::from_ref(&key), now, &mut rng);
             }
 
             schedule.swarm_has(after, now, &mut rng);
@@ -397,7 +397,7 @@ mod tests {
         let key = schedule.due(now, 1).remove(0);
 
         schedule.swarm_has(2, now, &mut rng);
-        schedule.renewed(&[key.clone()], now, &mut rng);
+        schedule.renewed(std::slice::from_ref(&key), now, &mut rng);
 
         assert_eq!(schedule.due(now + MINUTE, 1), [key]);
     }
@@ -408,7 +408,7 @@ mod tests {
         let (mut schedule, mut rng) = schedule(1, now);
         schedule.swarm_has(30, now, &mut rng);
         let key = schedule.due(now, 1).remove(0);
-        schedule.renewed(&[key.clone()], now, &mut rng);
+        schedule.renewed(std::slice::from_ref(&key), now, &mut rng);
 
         schedule.swarm_has(0, now, &mut rng);
         schedule.swarm_has(1, now, &mut rng);

@@ -320,7 +320,11 @@ mod tests {
         let address: Multiaddr = "/ip4/10.0.0.1/tcp/5001".parse().unwrap();
         let key = RecordKey::new(b"key");
         let mut written = Vec::new();
-        write_record(&key, &Provider::new(peer, &[address.clone()]), &mut written);
+        write_record(
+            &key,
+            &Provider::new(peer, std::slice::from_ref(&address)),
+            &mut written,
+        );
 
         // dht.proto by hand: field and kind of wire, length, bytes.
         let field = |number: u8, bytes: &[u8]| {

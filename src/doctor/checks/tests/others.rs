@@ -103,6 +103,58 @@ fn the_port_and_the_others() {
             ("though 5 addresses are named", "NetworkPolicy"),
             alone,
         ),
+        case(healthy(), ("members", Good), ("closed, by one", ""), |_| {}),
+        case(healthy(), ("members", Good), ("closed, by 2", ""), |f| {
+            f.members = Some(Ok(2))
+        }),
+        case(healthy(), ("members", Good), ("is open", ""), |f| {
+            f.members = None;
+            // Whoever calls into an open swarm and fails is no stranger to it.
+            strangers(f).called = Some("/ip4/192.0.2.8 (no_secret)".into());
+        }),
+        case(
+            healthy(),
+            ("members", Broken),
+            ("line 1, has a secret of 3 bytes", "--cluster-secret-file"),
+            |f| f.members = Some(Err("line 1, has a secret of 3 bytes".into())),
+        ),
+        case(
+            healthy(),
+            ("members", Broken),
+            (
+                "whom this node calls has no secret in common",
+                "the same --cluster-secret-file",
+            ),
+            |f| {
+                alone(f);
+                strangers(f).met = Some("/ip4/192.0.2.8 (other_secret)".into());
+            },
+        ),
+        case(
+            healthy(),
+            ("members", Broken),
+            ("is open (no --cluster-secret-file), and whom", "or none"),
+            |f| {
+                alone(f);
+                f.members = None;
+                strangers(f).met = Some("/ip4/192.0.2.8 (no_secret)".into());
+            },
+        ),
+        case(
+            healthy(),
+            ("members", Warning),
+            (
+                "/ip4/192.0.2.8 (other_secret)",
+                "While a secret is replaced",
+            ),
+            |f| strangers(f).met = Some("/ip4/192.0.2.8 (other_secret)".into()),
+        ),
+        case(
+            healthy(),
+            ("members", Warning),
+            ("somebody who has called was refused", "rightly refused"),
+            |f| strangers(f).called = Some("/ip4/192.0.2.8 (no_secret)".into()),
+        ),
         case(healthy(), ("peers", Good), ("alone", ""), |f| {
             f.bootstrap = names(&[Ok(1)]);
             alone(f);

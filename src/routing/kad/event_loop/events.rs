@@ -4,21 +4,25 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::TransportError;
 use libp2p::kad::{
     self, GetClosestPeersError, GetClosestPeersOk, GetProvidersError, GetProvidersOk, QueryId,
     QueryResult,
 };
-use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
+use libp2p::swarm::{ConnectionId, DialError, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, identify, ping};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::super::behaviour::{BehaviourEvent, DIAL, KAD_PROTOCOL};
 use super::super::leave;
+use super::super::membership::Stranger;
 use super::super::messages;
+use super::super::metrics::Direction;
 use super::super::store::{MAX_ADDRESSES, Store};
 use super::EventLoop;
 use super::join::Phase;
+use crate::telemetry::Seldom;
 
 impl EventLoop {
     pub(super) fn observe(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -98,7 +102,19 @@ impl EventLoop {
                 peer_id,
                 connection_id,
                 error,
-            } => self.not_reached(peer_id, connection_id, &error, now),
+            } => {
+                self.met_stranger(&error);
+                self.not_reached(peer_id, connection_id, &error, now);
+            }
+            SwarmEvent::IncomingConnectionError {
+                send_back_addr,
+                error: ListenError::Transport(TransportError::Other(error)),
+                ..
+            } => {
+                if let Some(stranger) = Stranger::in_error(&error) {
+                    self.refused_stranger(stranger, &send_back_addr);
+                }
+            }
             SwarmEvent::NewListenAddr { address, .. } => {
                 self.own.extend(self.policy.socket(&address));
             }
@@ -222,6 +238,61 @@ impl EventLoop {
             && at.len() < 4 * MAX_ADDRESSES
         {
             at.extend(usable.into_iter().map(|(_, socket)| socket));
+        }
+    }
+
+    /// Whoever was dialed and has no secret in common with this node. Of others nothing is said here.
+    fn met_stranger(&mut self, error: &DialError) {
+        static SAID: Seldom = Seldom::new();
+        self.stranger = None;
+        let DialError::Transport(tried) = error else {
+            return;
+        };
+        for (address, error) in tried {
+            let TransportError::Other(error) = error else {
+                continue;
+            };
+            let Some(stranger) = Stranger::in_error(error) else {
+                continue;
+            };
+            self.stranger = Some(stranger);
+            self.metrics.stranger(Direction::Out, stranger, address);
+            if SAID.is_due() {
+                warn!(
+                    %address,
+                    lacks = stranger.as_str(),
+                    "{}. It takes no part in this node's swarm, nor this node in its: give all nodes the same \
+                     --cluster-secret-file, or none",
+                    self.what_differs(stranger),
+                );
+            }
+        }
+    }
+
+    /// Somebody has called who has no secret in common with this node.
+    fn refused_stranger(&self, stranger: Stranger, address: &Multiaddr) {
+        static SAID: Seldom = Seldom::new();
+        self.metrics.stranger(Direction::In, stranger, address);
+        // Into an open swarm nobody is refused: it was a member of a closed one, or no router at all.
+        if self.is_closed && SAID.is_due() {
+            warn!(
+                %address,
+                lacks = stranger.as_str(),
+                "a stranger has called and was refused: {}",
+                self.what_differs(stranger),
+            );
+        }
+    }
+
+    pub(super) fn what_differs(&self, stranger: Stranger) -> &'static str {
+        match (stranger, self.is_closed) {
+            (Stranger::OtherSecret, _) => "it has another cluster secret than this node",
+            (Stranger::NoSecret, true) => {
+                "it has no cluster secret, or is no router at all, and this node has one"
+            }
+            (Stranger::NoSecret, false) => {
+                "it has a cluster secret, or is no router at all, and this node has none"
+            }
         }
     }
 

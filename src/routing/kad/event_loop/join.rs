@@ -192,7 +192,11 @@ impl EventLoop {
             }
             Awaiting::AnAnswer => {}
             Awaiting::APeer if outcome == Outcome::Refused => {
-                self.await_because(&format!("nobody accepts connections at {whom}"));
+                let why = match self.stranger {
+                    Some(stranger) => format!("at {whom}: {}", self.what_differs(stranger)),
+                    None => format!("nobody accepts connections at {whom}"),
+                };
+                self.await_because(&why);
             }
             Awaiting::APeer if outcome == Outcome::OnlyUs => {
                 self.await_because("nobody but this node is named");

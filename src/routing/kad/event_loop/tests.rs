@@ -15,6 +15,7 @@ async fn event_loop() -> EventLoop {
         bootstrap: None,
         resolve_timeout: Duration::from_millis(20),
         zone: None,
+        members: None,
     };
     let metrics = Metrics::new(&prometheus::Registry::new());
     let guard = Readiness::new().guard("routing");

@@ -72,6 +72,7 @@ fn swarm() -> Swarm<Behaviour> {
         &Keypair::generate_ed25519(),
         policy,
         None,
+        None,
         rng,
     )
     .unwrap()
