@@ -1,9 +1,11 @@
-//! The debug page in a real browser: three nodes on loopback, and Debian's Chromium without a window.
+//! The debug page in a real browser: three nodes on loopback (on real containerds where layers grow), and Debian's Chromium
+//! without a window.
 //!
 //! `make deps` installs Chromium, and `make tools` gets axe-core. Where that is not possible these tests say so and are
 //! skipped, except in CI. Pictures of every view lie in `target/screenshots` afterwards.
 
 mod chromium;
+mod growing;
 mod keyboard;
 #[allow(dead_code, reason = "each test uses its part of the lab")]
 #[path = "../lab/mod.rs"]

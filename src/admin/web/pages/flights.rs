@@ -51,9 +51,11 @@ impl Flights {
                 "takes" => "Takes it from a node that has it whole.".to_string(),
                 _ => "Asks who gets it.".to_string(),
             };
+            // By digest, of which 64 characters would push everything else aside.
+            let image = row.image.split('@').next().unwrap_or_default();
             FlightRow::of(
                 row.digest,
-                row.image,
+                image.to_string(),
                 row.bytes,
                 row.length,
                 row.bytes_per_second,
