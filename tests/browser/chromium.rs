@@ -228,12 +228,17 @@ impl Tab {
     }
 
     pub async fn click(&self, selector: &str) -> Result<()> {
-        let element = self.page.find_element(selector).await;
-        element
-            .with_context(|| selector.to_string())?
-            .click()
-            .await?;
-        Ok(())
+        eventually(&format!("a click on {selector}"), AT_ALL, async || {
+            let element = self.page.find_element(selector).await;
+            let element = element.with_context(|| selector.to_string())?;
+            match element.click().await {
+                Ok(_) => Ok(Some(())),
+                // A live part of the page was drawn anew between the look and the click.
+                Err(e) if e.to_string().contains("detached") => Ok(None),
+                Err(e) => Err(e.into()),
+            }
+        })
+        .await
     }
 
     /// Types into a field in place of what stands there.
