@@ -254,7 +254,15 @@ impl Flight {
     /// How long `digest` is, as its download here has it from the manifest. None where there is none.
     pub async fn length(&self, digest: &Digest) -> Option<u64> {
         let ingest = self.0.inflight.find(digest).await.ok()??;
-        Some(ingest.total())
+        let total = ingest.total();
+        // Held from here on: a small layer is filled, refused and gone between two looks of the reporter, who would then
+        // know of no refusal.
+        if let Some(part) = self.parts().get_mut(digest)
+            && part.ingest.as_ref().is_none_or(Ingest::is_unlinked)
+        {
+            part.ingest = Some(ingest);
+        }
+        Some(total)
     }
 
     /// Whether `peer` brought bytes of `digest` that containerd refused.
