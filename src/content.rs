@@ -12,7 +12,6 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -152,8 +151,7 @@ impl Blob {
     }
 }
 
-/// What is in memory is sent or read at once; the rest is read on the blocking pool: a file that is not in the page cache
-/// would stop a worker, and every body on it.
+/// What is in memory is sent or read at once; the rest is read elsewhere than on a worker.
 fn read_file(
     file: Arc<File>,
     window: Option<Window>,
@@ -171,34 +169,15 @@ fn read_file(
                 return Ok(Some((chunk, (sent.end..range.end, window))));
             }
             let length = (range.end - start).min(CHUNK as u64) as usize;
-            let chunk = read_at(file, start, length).await?;
+            let chunk = regular_file::read_at(&file, start, length).await?;
             if chunk.is_empty() {
                 return Err(shorter_than_it_was(start));
             }
             let next = start + chunk.len() as u64..range.end;
-            Ok(Some((Bytes::from(chunk), (next, window))))
+            Ok(Some((chunk, (next, window))))
         }
     })
     .boxed()
-}
-
-/// Up to `length` bytes; none at the file's end.
-async fn read_at(file: Arc<File>, start: u64, length: usize) -> io::Result<Vec<u8>> {
-    let mut chunk = vec![0; length];
-    if regular_file::read_cached(&file, start, &mut chunk) {
-        return Ok(chunk);
-    }
-    tokio::task::spawn_blocking(move || {
-        let read = loop {
-            match file.read_at(&mut chunk, start) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
-        chunk.truncate(read);
-        Ok(chunk)
-    })
-    .await?
 }
 
 /// Holds a foreign stream to the length that was promised for it.

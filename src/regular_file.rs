@@ -2,9 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -50,6 +52,27 @@ pub fn read_cached(file: &File, offset: u64, buffer: &mut [u8]) -> bool {
     read == Ok(length)
 }
 
+/// Up to `length` bytes at `offset`, none at the file's end. What is not in memory is read on the blocking pool: a disk would
+/// stop a worker, and every body on it.
+pub async fn read_at(file: &Arc<File>, offset: u64, length: usize) -> io::Result<Bytes> {
+    let mut chunk = vec![0; length];
+    if read_cached(file, offset, &mut chunk) {
+        return Ok(chunk.into());
+    }
+    let file = Arc::clone(file);
+    tokio::task::spawn_blocking(move || {
+        let read = loop {
+            match file.read_at(&mut chunk, offset) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        chunk.truncate(read);
+        Ok(chunk.into())
+    })
+    .await?
+}
+
 fn found(opened: io::Result<File>) -> io::Result<Option<(File, u64)>> {
     // NXIO: a socket, or a device without a driver.
     let others = [Errno::LOOP, Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
@@ -65,8 +88,6 @@ fn found(opened: io::Result<File>) -> io::Result<Option<(File, u64)>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt as _;
-
     use super::*;
 
     #[test]

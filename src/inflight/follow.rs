@@ -6,8 +6,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,24 +64,8 @@ impl Ingest {
         .boxed()
     }
 
-    /// On the blocking pool: bytes that were just written are in memory, but those of a prefix need not be.
     async fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let data = Arc::clone(&self.data);
-        let mut chunk = vec![0; length];
-        if regular_file::read_cached(&data, offset, &mut chunk) {
-            return Ok(Bytes::from(chunk));
-        }
-        let chunk = tokio::task::spawn_blocking(move || {
-            let read = loop {
-                match data.read_at(&mut chunk, offset) {
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    other => break other?,
-                }
-            };
-            chunk.truncate(read);
-            io::Result::Ok(Bytes::from(chunk))
-        })
-        .await??;
+        let chunk = regular_file::read_at(&self.data, offset, length).await?;
         if chunk.is_empty() {
             return Err(ended("the download began anew", offset));
         }
