@@ -7,6 +7,7 @@
 mod attempt;
 mod body;
 pub mod flight;
+mod pace;
 mod scoreboard;
 mod search;
 mod select;
@@ -35,6 +36,7 @@ use attempt::{Ask, PeerError};
 use body::{Source, Sources};
 use flight::boarding::Boarding;
 use flight::{Flight, Puller};
+use pace::Intake;
 pub use scoreboard::Score;
 use scoreboard::Scoreboard;
 use search::{Delivery, Search};
@@ -123,6 +125,7 @@ pub enum InFlightSharing {
 pub struct Mirror {
     router: Arc<dyn Router>,
     scoreboard: Scoreboard,
+    intake: Intake,
     /// Keys that no peer brings, although some hold them, and until when that is remembered.
     hopeless: Arc<Mutex<HashMap<Key, Instant>>>,
     /// None: what nobody holds is left to the registry.
@@ -163,7 +166,7 @@ impl Metrics {
             resumed: metrics::counter(
                 registry,
                 "peili_bodies_resumed_total",
-                "Bodies that went on from another peer where one had failed.",
+                "Bodies that went on from another peer where one had failed or was slow.",
             ),
             hedged: metrics::counter(
                 registry,
@@ -271,6 +274,7 @@ impl Mirror {
         Self {
             router,
             scoreboard: metrics.scoreboard.clone(),
+            intake: Intake::default(),
             hopeless: Arc::default(),
             flight: None,
             papers: Papers::default(),

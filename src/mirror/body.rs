@@ -1,7 +1,8 @@
 //! A body that outlives its peer: on failure it goes on with another one at the offset.
 //!
-//! Another one is whoever holds it by now, else whoever is still getting it and is ahead (`flight`). A body that comes from
-//! such a one also changes to a faster one, or ends for that.
+//! Another one is whoever holds it by now, else whoever is still getting it and is ahead (`flight`). A body that comes too
+//! slowly also changes to a faster one, or ends for that: from one that is still getting it when those who lead are faster
+//! (`flight`), from one that has it whole when that one is slow by itself (`pace`).
 //!
 //! What has been yielded cannot be taken back, so every byte counts from the first peer's answer: a successor must
 //! speak of the same length and begin exactly where the last one ended. When nobody can go on the body ends with an
@@ -20,6 +21,7 @@ use tracing::{debug, info};
 use super::attempt::{Ask, PeerError};
 use super::flight::boarding::{Boarded, Boarding};
 use super::flight::part;
+use super::pace::Pace;
 use super::search::{Delivery, Search};
 use super::{FetchError, InFlight, LIMIT};
 use crate::oci::distribution::{ByteRange, Span};
@@ -29,6 +31,8 @@ use crate::oci::distribution::{ByteRange, Span};
 const STALL: Duration = Duration::from_secs(2);
 /// 32 KiB/s. A registry over the worst of links does better.
 const FLOOR: u64 = 64 << 10;
+/// How long another holder is looked for while a slow one goes on: a healthy one answers within milliseconds.
+const ANOTHER: Duration = Duration::from_millis(500);
 /// A peer that failed before it had brought so much was not worth the change to it.
 const WORTHWHILE: u64 = 1 << 20;
 /// After so many of those in a row the rest is left to upstream: each may have cost [`STALL`].
@@ -64,6 +68,9 @@ struct Body {
     since: u64,
     /// The longest that was waited for bytes that came.
     longest: Duration,
+    pace: Pace,
+    /// Bytes per second of the present source, which has it whole, once that is found to be too little.
+    slow: Option<u64>,
     /// Peers in a row that failed before they had brought much.
     poor: u32,
     /// Since when nobody has brought as much as [`FLOOR`] at once: one time for all who are tried in vain.
@@ -139,6 +146,8 @@ pub(super) fn unbroken(
     let Span { start, end } = source.delivery.answer.span;
     sources.begins(&source);
     let body = Body {
+        pace: sources.search.mirror.intake.begin(),
+        slow: None,
         sources,
         path_and_query,
         offset: start,
@@ -163,6 +172,9 @@ pub(super) fn unbroken(
 impl Body {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         while self.offset < self.end {
+            if let Some(rate) = self.slow.take() {
+                self.leave(rate).await?;
+            }
             let began = Instant::now();
             let left = self.patience().saturating_sub(self.waited);
             let may_be_slow = self.source.growing.is_some();
@@ -213,6 +225,7 @@ impl Body {
         self.brought += chunk.len() as u64;
         self.waited += waited;
         self.longest = self.longest.max(waited);
+        self.judge(chunk.len() as u64, waited);
         if self.brought >= FLOOR {
             self.gap = None;
         }
@@ -234,6 +247,7 @@ impl Body {
     async fn resume(&mut self, error: PeerError) -> io::Result<()> {
         let (key, peer) = (&self.sources.search.key, &self.source.delivery.peer);
         info!(%key, peer = %peer.id, offset = self.offset, %error, "peer failed in mid-body");
+        self.sources.search.take_back();
         self.sources
             .again(*self.gap.get_or_insert_with(Instant::now));
         self.sources.failed(&self.source, error);
@@ -258,6 +272,52 @@ impl Body {
             }
             let error = PeerError::Wrong(format!("a length of {total}, not {}", self.total));
             self.sources.failed(&source, error);
+        }
+    }
+
+    /// Takes into account how fast the present source is.
+    fn judge(&mut self, bytes: u64, waited: Duration) {
+        let verdict = self.pace.bring(bytes, waited);
+        if let Some(verdict) = verdict
+            && self.source.growing.is_none()
+        {
+            let board = &self.sources.search.mirror.scoreboard;
+            let peer = &self.source.delivery.peer.id;
+            board.brings(peer, verdict.rate, Instant::now());
+            self.slow = verdict.is_slow.then_some(verdict.rate);
+        }
+    }
+
+    /// Leaves a holder that brings only so many bytes per second for another one, or for those who lead where the registry
+    /// has just brought more. It goes on where there is neither. An error when the registry is the better one.
+    async fn leave(&mut self, rate: u64) -> io::Result<()> {
+        self.pace.begins_anew();
+        let ask = self.rest();
+        let (search, slow) = (&mut self.sources.search, &self.source.delivery.peer);
+        debug!(key = %search.key, peer = %slow.id, offset = self.offset, rate, "peer is slow");
+        search.again(Instant::now() + ANOTHER);
+        if let Ok(delivery) = search.deliver(&ask).await {
+            let total = delivery.answer.total;
+            let other = Source {
+                delivery,
+                growing: None,
+            };
+            if total == self.total {
+                search.leave(slow.clone());
+                if let Some(boarding) = &self.sources.boarding {
+                    boarding.takes_from(&other.delivery.peer, &ask);
+                }
+                self.go_on(other);
+            } else {
+                let error = PeerError::Wrong(format!("a length of {total}, not {}", self.total));
+                self.sources.failed(&other, error);
+            }
+            return Ok(());
+        }
+        let boarding = self.sources.boarding.as_ref();
+        match boarding.is_some_and(|boarding| boarding.would_get_more(rate)) {
+            true => self.change().await,
+            false => Ok(()),
         }
     }
 

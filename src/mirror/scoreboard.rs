@@ -14,6 +14,8 @@ use crate::routing::PeerId;
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// Weight of the newest time to first byte: the last handful of requests count.
 const NEWEST: f64 = 0.3;
+/// How fast it was: a disk or a link that was busy then may be idle now, and who was slow is given another trial.
+const RATE: Duration = Duration::from_secs(60);
 /// Nothing said about a peer for so long is true of it any more.
 const FORGET: Duration = Duration::from_secs(3600);
 /// Looked through for what can be forgotten when it has grown to this; a cluster of this size has other worries.
@@ -30,6 +32,8 @@ pub struct Score {
     pub failures: u32,
     /// It failed lately: asked only when nobody else is there.
     pub resting_until: Option<Instant>,
+    /// Bytes per second of its last body that was waited for long enough, and when that was.
+    rate: Option<(u64, Instant)>,
     last_heard: Instant,
 }
 
@@ -65,6 +69,11 @@ impl Scoreboard {
                 None => first_byte,
             });
         });
+    }
+
+    /// So many bytes per second came from it while they were waited for.
+    pub fn brings(&self, peer: &PeerId, rate: u64, now: Instant) {
+        self.update(peer, now, |score| score.rate = Some((rate, now)));
     }
 
     /// It brought what it had promised: whatever it failed in before is forgiven. A first byte alone redeems nobody.
@@ -114,8 +123,15 @@ impl Score {
             in_flight: 0,
             failures: 0,
             resting_until: None,
+            rate: None,
             last_heard: now,
         }
+    }
+
+    /// Bytes per second; none where that has not lately been seen.
+    pub fn rate(&self, now: Instant) -> Option<u64> {
+        let (rate, at) = self.rate?;
+        (now.saturating_duration_since(at) < RATE).then_some(rate)
     }
 
     pub fn is_resting(&self, now: Instant) -> bool {
@@ -170,6 +186,17 @@ mod tests {
         drop((first, second));
 
         assert_eq!(board.of(&peer, now).in_flight, 0);
+    }
+
+    #[test]
+    fn how_fast_it_was_is_remembered_for_a_minute() {
+        let (board, peer, now) = (Scoreboard::default(), PeerId::new("a"), Instant::now());
+        assert_eq!(board.of(&peer, now).rate(now), None);
+        board.brings(&peer, 5_000, now);
+        board.brings(&peer, 1_000, now);
+        let score = board.of(&peer, now);
+        assert_eq!(score.rate(now), Some(1_000));
+        assert_eq!(score.rate(now + RATE), None);
     }
 
     #[test]

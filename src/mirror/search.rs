@@ -49,6 +49,8 @@ pub(super) struct Search {
     lookup: Option<BoxStream<'static, Peer>>,
     /// Heard of and not asked yet.
     untried: Vec<Peer>,
+    /// Left for being slow: better than nobody.
+    slow: Vec<Peer>,
     heard_of: HashSet<PeerId>,
     known_at: HashSet<SocketAddr>,
     /// Whom busy peers have named.
@@ -83,6 +85,7 @@ impl Search {
             key,
             journey,
             untried: Vec::new(),
+            slow: Vec::new(),
             heard_of: HashSet::new(),
             known_at: HashSet::new(),
             hinted_at: HashSet::new(),
@@ -99,6 +102,16 @@ impl Search {
         self.lookup = Some(self.mirror.router.lookup(self.key.clone()));
         self.deadline = limit.min(Instant::now() + FIRST_BYTE);
         self.failures = 0;
+    }
+
+    /// The body of `slow` goes on without it.
+    pub fn leave(&mut self, slow: Peer) {
+        self.slow.push(slow);
+    }
+
+    /// Those who were left for being slow may be asked once more.
+    pub fn take_back(&mut self) {
+        self.untried.append(&mut self.slow);
     }
 
     /// Asks peer after peer until one delivers its first byte.

@@ -4,10 +4,11 @@ use rand::Rng;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
+use super::pace;
 use super::scoreboard::Score;
 
-/// What a decimal order of magnitude of delay weighs against a request under way: a fast peer is preferred until it is
-/// sending us that much more than a slow one.
+/// What a decimal order of magnitude of delay, or of bytes per second, weighs against a request under way: a fast peer is
+/// preferred until it is sending us that much more than a slow one.
 const SLOWNESS: u32 = 4;
 
 /// What another zone weighs, in the same coin: bytes between zones cost money and are scarce, and still a near peer that
@@ -33,7 +34,8 @@ pub fn best(candidates: &[Candidate], now: Instant, rng: &mut impl Rng) -> Optio
         .enumerate()
         .min_by_key(|(_, Candidate { score, is_far })| {
             let far = if *is_far { FAR } else { 0 };
-            let cost = score.in_flight + SLOWNESS * speed_class(score) + far;
+            let slowness = speed_class(score) + score.rate(now).map_or(0, pace::class);
+            let cost = score.in_flight + SLOWNESS * slowness + far;
             (score.is_resting(now), cost, rng.random::<u32>())
         })
         .map(|(index, _)| index)
@@ -182,6 +184,25 @@ mod tests {
                 assert_eq!(choose(situations, seed), *expected, "{name}");
             }
         }
+    }
+
+    #[test]
+    fn who_brought_little_comes_after_who_brought_much_or_is_not_known() {
+        with_scores(&[(Some(1), 0, 0); 2], |scores, now| {
+            let board = Scoreboard::default();
+            let slow = PeerId::new("slow");
+            board.brings(&slow, 1_000_000, now);
+            let slow = board.of(&slow, now);
+            let candidates = [slow, scores[0].clone()];
+            let candidates = candidates.map(|score| Candidate {
+                score,
+                is_far: false,
+            });
+            for seed in 0..20 {
+                let mut rng = StdRng::seed_from_u64(seed);
+                assert_eq!(best(&candidates, now, &mut rng), Some(1));
+            }
+        });
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tracing::{debug, info};
 use super::blame::Giver;
 use super::part::Role;
 use super::{Aboard, Flight, Puller};
+use crate::mirror::InFlightSharing;
 use crate::mirror::attempt::{Ask, PeerError};
 use crate::mirror::search::Delivery;
 use crate::mirror::{FetchError, LIMIT, Mirror};
@@ -193,6 +194,16 @@ impl Boarding {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether the registry has lately brought this node so much more than `rate`, in bytes per second, that it is worth
+    /// leaving a node that has it.
+    pub fn would_get_more(&self, rate: u64) -> bool {
+        self.flight.0.sharing == InFlightSharing::Auto
+            && self
+                .flight
+                .registries()
+                .brings_more(&self.image, rate, Instant::now())
     }
 
     /// Waits until leading would be faster than to follow.

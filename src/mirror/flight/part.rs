@@ -69,6 +69,8 @@ pub struct Part {
     /// Who has brought bytes of it.
     pub givers: Vec<Giver>,
     pub offset: u64,
+    /// Its ingest has been looked at before: what was in it then may be years old.
+    has_been_seen: bool,
     /// How far what this node gave to its containerd goes, in bytes from the beginning.
     pub given: Arc<AtomicU64>,
     /// Its last bytes, until this part ends: when a request does, containerd has not written all of them.
@@ -134,6 +136,7 @@ impl Part {
             ingest: None,
             givers: Vec::new(),
             offset: 0,
+            has_been_seen: false,
             given: Arc::default(),
             passing: Arc::new(inflight.passing(digest)),
             grew: now,
@@ -191,7 +194,8 @@ impl Part {
     /// Takes a look into account; what is to be said of this part. None: nothing yet.
     pub fn look(&mut self, seen: Seen, is_busy: bool, now: Instant) -> Option<words::Part> {
         if let Seen::Growing(offset) | Seen::Checked(offset) = seen {
-            if offset > self.offset {
+            let is_first = !std::mem::replace(&mut self.has_been_seen, true);
+            if offset > self.offset && !is_first {
                 // Its source's source was lost and another found. How fast that is will be seen.
                 if now.saturating_duration_since(self.grew) >= STILL {
                     self.streaming = self.streaming.map(|_| now);
@@ -422,6 +426,27 @@ mod tests {
                 now += Duration::from_millis(100);
                 offset += MIB;
                 part.look(Seen::Growing(offset), true, now);
+            }
+            assert_eq!(part.is_fetched_elsewhere(now), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_an_older_download_left_here_is_not_fetched_elsewhere() {
+        for (case, grows, expected) in [
+            ("it stays as it was found", false, false),
+            ("it grows although nobody asks", true, true),
+        ] {
+            let begin = Instant::now();
+            let (off, digest) = (Inflight::off(), Digest::sha256(b"layer"));
+            let mut part = Part::new("image".into(), Generation::One, &off, &digest, begin);
+            let mut offset = 10 * MIB;
+            let mut now = begin;
+            // Longer than it may be quiet after its only request.
+            for _ in 0..=QUIET.as_millis() / 50 {
+                part.look(Seen::Growing(offset), true, now);
+                now += Duration::from_millis(50);
+                offset += if grows { MIB } else { 0 };
             }
             assert_eq!(part.is_fetched_elsewhere(now), expected, "{case}");
         }

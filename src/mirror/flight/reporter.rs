@@ -182,6 +182,10 @@ async fn look(flight: &Flight, watched: &mut HashMap<Digest, Watching>) -> Vec<S
             if let Some(got_more) = part.got_more(now) {
                 flight.registries().note(&part.image, got_more, now);
             }
+            if matches!(part.role, Role::Leads { .. }) {
+                let mut registries = flight.registries();
+                registries.brought(&part.image, standing.rate, now);
+            }
             let is_proven = flight.registries().is_faster(&part.image, now);
             if *part.slow.borrow() || !part.is_slow(node_rate, is_proven, now) {
                 continue;
