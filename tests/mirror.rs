@@ -467,6 +467,63 @@ async fn a_peer_that_resets_is_replaced() {
     goes_on_elsewhere(&world, resetting, 1..=300_000).await;
 }
 
+const MB: usize = 1_000_000;
+
+/// A body of 20 MB that has begun to come from a node at 1 MB/s, its only holder.
+async fn slowly() -> (World, FakePeer, Fetched) {
+    let world = World::with(noise(20 * MB, 1));
+    let serving = FakePeer::serving(world.blob.clone());
+    let slow = serving.bringing(MB).spawn().await;
+    world.holds(&slow).await;
+    let fetched = world.fetch(None).await.unwrap();
+    (world, slow, fetched)
+}
+
+#[tokio::test]
+async fn a_slow_holder_is_left_for_another_one_and_asked_after_it() {
+    let (world, slow, fetched) = slowly().await;
+    let other = FakePeer::serving(world.blob.clone()).spawn().await;
+    world.holds(&other).await;
+
+    let bytes = read(fetched).await.unwrap();
+
+    assert!(bytes == world.blob, "{} bytes", bytes.len());
+    // What is on the way when it is left is in the buffers of a connection.
+    assert!(slow.sent() < 10 * MB as u64, "{} bytes", slow.sent());
+    assert!(other.ranges_asked()[0].starts_with("bytes="), "the rest");
+    for _ in 0..10 {
+        let asked = slow.asked().len();
+        read(world.fetch(None).await.unwrap()).await.unwrap();
+        assert_eq!(slow.asked().len(), asked, "it is known to be slow");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_holder_is_borne_where_there_is_no_other() {
+    let world = World::with(noise(3 * MB, 1));
+    let serving = FakePeer::serving(world.blob.clone());
+    let slow = serving.bringing(MB).spawn().await;
+    world.holds(&slow).await;
+
+    let bytes = read(world.fetch(None).await.unwrap()).await.unwrap();
+
+    assert!(bytes == world.blob, "{} bytes", bytes.len());
+    assert_eq!(slow.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_slow_holder_is_gone_back_to_when_the_other_fails() {
+    let (world, slow, fetched) = slowly().await;
+    let serving = FakePeer::serving(world.blob.clone());
+    let other = serving.ending_after(15 * MB).spawn().await;
+    world.holds(&other).await;
+
+    let bytes = read(fetched).await.unwrap();
+
+    assert!(bytes == world.blob, "{} bytes", bytes.len());
+    assert_eq!(slow.asked().len(), 2);
+}
+
 #[tokio::test]
 async fn a_body_that_nobody_can_finish_ends_with_an_error_and_no_wrong_byte() {
     let world = World::new();

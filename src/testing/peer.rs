@@ -24,6 +24,8 @@ struct Behaviour {
     holders: Vec<IpAddr>,
     /// Added to the true total in Content-Length and Content-Range.
     lie: i64,
+    /// Bytes of a body in a second.
+    rate: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -151,6 +153,12 @@ impl Builder {
         self
     }
 
+    /// Brings so many bytes in a second.
+    pub fn bringing(mut self, rate: usize) -> Self {
+        self.behaviour.rate = Some(rate);
+        self
+    }
+
     pub async fn spawn(self) -> FakePeer {
         self.spawn_at("127.0.0.1:0".parse().expect("an address"))
             .await
@@ -254,6 +262,9 @@ impl Served {
             _ => (body, None),
         };
         for chunk in whole.chunks(16 << 10) {
+            if let Some(rate) = self.behaviour.rate {
+                tokio::time::sleep(Duration::from_secs_f64(chunk.len() as f64 / rate as f64)).await;
+            }
             if stream.write_all(chunk).await.is_err() {
                 return;
             }
