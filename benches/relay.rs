@@ -19,15 +19,12 @@ use futures::stream;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use peili::inflight::{Inflight, Uplink};
-use peili::mirror::{self, Mirror};
 use peili::oci::{Digest, Key};
-use peili::readiness::Readiness;
-use peili::registry::uploads::Uploads;
-use peili::registry::{self, Registry};
+use peili::registry;
 use peili::routing::Router as _;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
+use peili::testing;
 use peili::testing::content::FakeStore;
 use peili::testing::router::FakeSwarm;
 use tokio::net::TcpStream;
@@ -118,8 +115,7 @@ async fn serve(routes: Router, shutdown: &Shutdown) -> Result<SocketAddr> {
 
 /// A node that holds nothing, and hears that `peer` has `digest`.
 async fn node(peer: SocketAddr, digest: &Digest, shutdown: &Shutdown) -> Result<SocketAddr> {
-    let server = Server::bind(&["127.0.0.1:0".parse()?]).await?;
-    let address = server.local_addr()?;
+    let (server, address) = testing::registry::server().await;
     let swarm = FakeSwarm::new();
     swarm
         .join(peer)
@@ -127,29 +123,9 @@ async fn node(peer: SocketAddr, digest: &Digest, shutdown: &Shutdown) -> Result<
         .await
         .context("the fake router has ended")?;
     let metrics = prometheus::Registry::new();
-    let config = mirror::Config {
-        retries: 1,
-        zone: None,
-    };
-    let routes = registry::router(Registry {
-        store: Arc::new(FakeStore::default()),
-        mirror: Mirror::new(
-            Arc::new(swarm.join(address)),
-            config,
-            mirror::Metrics::new(&metrics),
-        ),
-        readiness: Readiness::new(),
-        metrics: registry::access::Metrics::new(&metrics),
-        filter: Arc::default(),
-        pulls: Default::default(),
-        heard: Default::default(),
-        token: None,
-        basic_auth: None,
-        door: None,
-        uploads: Uploads::new(1),
-        inflight: Inflight::off(),
-        uplink: Uplink::default(),
-    });
+    let mirror = testing::registry::mirror(swarm.join(address), &metrics);
+    let store = FakeStore::default();
+    let routes = registry::router(testing::registry::over(store, mirror, &metrics));
     shutdown.spawn(server.run(routes, shutdown.clone()));
     Ok(address)
 }

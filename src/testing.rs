@@ -8,6 +8,7 @@ pub mod fuzz;
 pub mod ingest;
 pub mod memory;
 pub mod peer;
+pub mod registry;
 pub mod router;
 
 use std::time::Duration;

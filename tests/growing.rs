@@ -2,21 +2,18 @@
 //! which a fake downloads.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peili::content::containerd::{Config, Containerd};
 use peili::inflight::{Inflight, Uplink};
-use peili::mirror::{self, Mirror};
 use peili::oci::Digest;
 use peili::readiness::Readiness;
 use peili::registry::uploads::Uploads;
 use peili::registry::{self, Registry};
-use peili::server::Server;
 use peili::shutdown::Shutdown;
 use peili::testing::ingest::{FakeIngest, FakeIngests};
 use peili::testing::router::FakeSwarm;
-use peili::testing::{eventually, noise};
+use peili::testing::{self, eventually, noise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -40,9 +37,7 @@ impl Node {
 
     async fn serving(uploads: usize) -> Self {
         let ingests = FakeIngests::new();
-        let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await;
-        let server = server.unwrap();
-        let address = server.local_addr().unwrap();
+        let (server, address) = testing::registry::server().await;
         let metrics = prometheus::Registry::new();
         let config = Config {
             // Nobody listens there: blobs are read by path.
@@ -53,27 +48,12 @@ impl Node {
         let store = Containerd::new(config, Readiness::new()).unwrap();
         let inflight = Inflight::new(store.content_root(), "k8s.io".into());
         let uplink = Uplink::default();
+        let mirror = testing::registry::mirror(FakeSwarm::new().join(address), &metrics);
         let routes = registry::router(Registry {
-            store: Arc::new(store),
-            mirror: Mirror::new(
-                Arc::new(FakeSwarm::new().join(address)),
-                mirror::Config {
-                    retries: 3,
-                    zone: None,
-                },
-                mirror::Metrics::new(&metrics),
-            ),
-            readiness: Readiness::new(),
-            metrics: registry::access::Metrics::new(&metrics),
-            filter: Arc::default(),
-            pulls: Default::default(),
-            heard: Default::default(),
-            token: None,
-            basic_auth: None,
-            door: None,
             uploads: Uploads::new(uploads),
             inflight: inflight.clone(),
             uplink: uplink.clone(),
+            ..testing::registry::over(store, mirror, &metrics)
         });
         let shutdown = Shutdown::new();
         shutdown.spawn(server.run(routes, shutdown.clone()));

@@ -12,25 +12,22 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lab::{ImageSpec, NodeOptions, PeiliOptions, lab_or_skip};
 use nodes::{Node, config};
-use peili::inflight::{Inflight, Uplink};
 use peili::membership::{HEADER, Members, REFUSED, Request, TAG_PROOF};
-use peili::mirror::{self, Mirror, Papers};
+use peili::mirror::Papers;
 use peili::node_token::{self, NodeToken};
 use peili::oci::{Digest, ImageName, Key, TagName};
-use peili::readiness::Readiness;
 use peili::registry::door::Door;
 use peili::registry::uploads::Uploads;
 use peili::registry::{self, Registry};
 use peili::routing::Router as _;
 use peili::routing::bootstrap::Bootstrap;
 use peili::routing::kad::{self, MEMBER_PROTOCOL};
-use peili::server::Server;
 use peili::shutdown::Shutdown;
 use peili::testing::conformance::routing::{all, content, eventually};
 use peili::testing::content::FakeStore;
-use peili::testing::noise;
 use peili::testing::peer::FakePeer;
 use peili::testing::router::{FakeRouter, FakeSwarm};
+use peili::testing::{self, noise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -339,40 +336,23 @@ struct Mirrored {
 
 impl Mirrored {
     async fn start(swarm: &FakeSwarm, secrets: Option<&Secrets>) -> Self {
-        let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await;
-        let server = server.unwrap();
-        let address = server.local_addr().unwrap();
+        let (server, address) = testing::registry::server().await;
         let (store, router) = (FakeStore::default(), swarm.join(address));
         let metrics = prometheus::Registry::new();
         let members = secrets.map(|secrets| secrets.members.clone());
         let data = tempfile::tempdir().unwrap();
         let token = node_token::load_or_create(data.path()).unwrap();
-        let mirror = Mirror::new(
-            Arc::new(router.clone()),
-            mirror::Config {
-                retries: 3,
-                zone: None,
-            },
-            mirror::Metrics::new(&metrics),
-        );
-        let routes = registry::router(Registry {
-            store: Arc::new(store.clone()),
-            mirror: mirror.with_papers(Papers {
-                basic_auth: None,
-                members: members.clone(),
-            }),
-            readiness: Readiness::new(),
-            metrics: registry::access::Metrics::new(&metrics),
-            filter: Default::default(),
-            pulls: Default::default(),
-            heard: Default::default(),
-            token: Some(Arc::new(NodeToken::new(data.path(), members.is_some()))),
+        let mirror = testing::registry::mirror(router.clone(), &metrics);
+        let papers = Papers {
             basic_auth: None,
+            members: members.clone(),
+        };
+        let routes = registry::router(Registry {
+            token: Some(Arc::new(NodeToken::new(data.path(), members.is_some()))),
             door: members.map(|members| Door::new(members, &router.peer())),
             // One at a time: a second peer is sent elsewhere.
             uploads: Uploads::new(1),
-            inflight: Inflight::off(),
-            uplink: Uplink::default(),
+            ..testing::registry::over(store.clone(), mirror.with_papers(papers), &metrics)
         });
         let shutdown = Shutdown::new();
         shutdown.spawn(server.run(routes, shutdown.clone()));

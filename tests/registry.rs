@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use peili::advertise::Pulls;
 use peili::basic_auth::{self, Secret};
-use peili::inflight::{Inflight, Uplink};
-use peili::mirror::{self, Mirror, Papers};
+use peili::mirror::Papers;
 use peili::node_token::{self, NodeToken};
 use peili::oci::filter::Filter;
 use peili::oci::{Digest, ImageName, Key, TagName};
@@ -16,12 +15,11 @@ use peili::readiness::Readiness;
 use peili::registry::uploads::Uploads;
 use peili::registry::{self, Registry};
 use peili::routing::Router as _;
-use peili::server::Server;
 use peili::shutdown::Shutdown;
 use peili::testing::content::FakeStore;
-use peili::testing::noise;
 use peili::testing::peer::FakePeer;
 use peili::testing::router::{FakeRouter, FakeSwarm};
+use peili::testing::{self, noise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -70,37 +68,23 @@ impl Node {
         uploads: usize,
         secret: Option<Arc<Secret>>,
     ) -> Self {
-        let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await;
-        let server = server.unwrap();
-        let address = server.local_addr().unwrap();
+        let (server, address) = testing::registry::server().await;
         let (store, router) = (FakeStore::default(), swarm.join(address));
         let (readiness, metrics) = (Readiness::new(), prometheus::Registry::new());
         let pulls = Pulls::default();
+        let mirror = testing::registry::mirror(router.clone(), &metrics);
+        let papers = Papers {
+            basic_auth: secret.clone(),
+            members: None,
+        };
         let routes = registry::router(Registry {
-            store: Arc::new(store.clone()),
-            mirror: Mirror::new(
-                Arc::new(router.clone()),
-                mirror::Config {
-                    retries: 3,
-                    zone: None,
-                },
-                mirror::Metrics::new(&metrics),
-            )
-            .with_papers(Papers {
-                basic_auth: secret.clone(),
-                members: None,
-            }),
             readiness: readiness.clone(),
-            metrics: registry::access::Metrics::new(&metrics),
             filter: Arc::new(filter),
             pulls: pulls.clone(),
-            heard: Default::default(),
             token: token.map(Arc::new),
             basic_auth: secret,
-            door: None,
             uploads: Uploads::new(uploads),
-            inflight: Inflight::off(),
-            uplink: Uplink::default(),
+            ..testing::registry::over(store.clone(), mirror.with_papers(papers), &metrics)
         });
         let shutdown = Shutdown::new();
         shutdown.spawn(server.run(routes, shutdown.clone()));

@@ -14,17 +14,13 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use peili::content::layout::{self, Layout};
-use peili::inflight::{Inflight, Uplink};
-use peili::mirror::{self, Mirror};
 use peili::oci::Digest;
 use peili::readiness::Readiness;
-use peili::registry::uploads::Uploads;
-use peili::registry::{self, Registry};
-use peili::server::Server;
+use peili::registry;
 use peili::server::sendfile::FileSender;
 use peili::shutdown::Shutdown;
-use peili::testing::noise;
 use peili::testing::router::FakeSwarm;
+use peili::testing::{self, noise};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -61,32 +57,10 @@ async fn served(around: impl Fn(Router) -> Router) -> Served {
     };
     let store = Layout::new(config, Readiness::new()).unwrap();
 
-    let server = Server::bind(&["127.0.0.1:0".parse().unwrap()])
-        .await
-        .unwrap();
-    let address = server.local_addr().unwrap();
+    let (server, address) = testing::registry::server().await;
     let metrics = prometheus::Registry::new();
-    let config = mirror::Config {
-        retries: 1,
-        zone: None,
-    };
-    let swarm = FakeSwarm::new();
-    let mirror = mirror::Metrics::new(&metrics);
-    let routes = registry::router(Registry {
-        store: Arc::new(store),
-        mirror: Mirror::new(Arc::new(swarm.join(address)), config, mirror),
-        readiness: Readiness::new(),
-        metrics: registry::access::Metrics::new(&metrics),
-        filter: Arc::default(),
-        pulls: Default::default(),
-        heard: Default::default(),
-        token: None,
-        basic_auth: None,
-        door: None,
-        uploads: Uploads::new(1),
-        inflight: Inflight::off(),
-        uplink: Uplink::default(),
-    });
+    let mirror = testing::registry::mirror(FakeSwarm::new().join(address), &metrics);
+    let routes = registry::router(testing::registry::over(store, mirror, &metrics));
     let sender = Arc::new(Mutex::new(FileSender::default()));
     let last = Arc::clone(&sender);
     let look = from_fn(move |request: Request, next: Next| {

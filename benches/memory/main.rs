@@ -1,5 +1,5 @@
-//! What a node's Peili takes of memory and CPU: idle, with much to tell and much told to it, while 64 others take bodies,
-//! while it relays and follows; and all of that at once within the memory limit of the chart. `make bench`, as root.
+//! What a node's Peili takes of memory and CPU: idle, with much to tell and much told to it, while 64 and 200 others take
+//! bodies, while it relays and follows; and all of that at once within the memory limit of the chart. `make bench`, as root.
 //!
 //! Progress on stderr, the tables on stdout. A real containerd, real Peilis in network namespaces (`tests/lab`), the one
 //! under measurement in a memory cgroup that is made for it.
@@ -27,7 +27,7 @@ mod watch;
 
 use cgroup::Cgroup;
 use lab::process::{eventually, interrupted, output};
-use lab::{Direction, Image, ImageSpec, Lab, Node, NodeOptions};
+use lab::{Direction, Image, ImageSpec, Lab, Node, NodeOptions, PeiliOptions};
 use takers::Takers;
 use watch::{Row, watch};
 
@@ -74,6 +74,9 @@ struct Options {
     /// How long it is watched while nothing goes on
     #[arg(long, default_value = "20", value_name = "SECONDS")]
     idle: u64,
+    /// Bodies at once where many are taken, several of each layer; it is allowed as many
+    #[arg(long, default_value = "200", value_name = "NUMBER")]
+    takers: usize,
     /// cargo says so to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -107,10 +110,10 @@ async fn memory(options: Options) -> Result<()> {
     // Before the lab: it goes when those who live in it have gone.
     let cgroup = Arc::new(Cgroup::create()?);
     let bench = Bench::new(options, cgroup).await?;
-    let rows = bench.without_limit().await?;
+    let (rows, alone) = bench.without_limit().await?;
     print(&rows);
     bench.node.stop_peili().await?;
-    bench.within(limit).await
+    bench.within(limit, alone).await
 }
 
 /// `resources.limits.memory` of values.yaml, in bytes.

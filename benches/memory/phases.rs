@@ -1,5 +1,7 @@
 //! What goes on while the node is watched.
 
+use std::time::Instant;
+
 use super::*;
 
 /// Those who have stopped reading stay so for as long as buffers may still fill.
@@ -8,8 +10,8 @@ const STILL: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 3;
 
 impl Bench {
-    /// One thing after the other.
-    pub async fn without_limit(&self) -> Result<Vec<Row>> {
+    /// One thing after the other; and how fast bodies leave, in bytes per second.
+    pub async fn without_limit(&self) -> Result<(Vec<Row>, f64)> {
         let pid = self.start().await?;
         let idle = Duration::from_secs(self.options.idle);
         let mut rows = Vec::new();
@@ -21,21 +23,40 @@ impl Bench {
         rows.push(self.watch(pid, "telling its own", self.telling()).await?);
         rows.push(self.watch(pid, "idle, with all that", rest(idle)).await?);
         rows.push(
-            self.watch(pid, "64 bodies at once", self.taken(false))
+            self.watch(pid, "64 bodies at once", self.taken(TAKERS, false))
                 .await?,
         );
-        let stopped = self.taken(true);
+        let alone = self.rate().await?;
+        let stopped = self.taken(TAKERS, true);
         rows.push(self.watch(pid, "64 whose takers stop", stopped).await?);
+        let many = self.taken(self.options.takers, false);
+        rows.push(self.watch(pid, "many bodies at once", many).await?);
+        let stopped = self.taken(self.options.takers, true);
+        rows.push(self.watch(pid, "many whose takers stop", stopped).await?);
         let relaying = self.relaying(&self.relayed[0]);
         rows.push(self.watch(pid, "relaying to containerd", relaying).await?);
         let growing = self.growing(&self.growing[0]);
         rows.push(self.watch(pid, "following and leading", growing).await?);
         rows.push(self.watch(pid, "idle, after all that", rest(idle)).await?);
-        Ok(rows)
+        Ok((rows, alone))
     }
 
-    /// Everything at once, in no more than `limit` bytes.
-    pub async fn within(&self, limit: u64) -> Result<()> {
+    /// Bytes per second of 64 cold bodies at once: the median of a few times.
+    async fn rate(&self) -> Result<f64> {
+        /// Of each the disk's mood is different.
+        const TIMES: usize = 5;
+        let mut rates = Vec::with_capacity(TIMES);
+        for _ in 0..TIMES {
+            let begun = Instant::now();
+            self.taken(TAKERS, false).await?;
+            rates.push(self.taken.pulled_bytes() as f64 / begun.elapsed().as_secs_f64());
+        }
+        rates.sort_by(f64::total_cmp);
+        Ok(rates[TIMES / 2])
+    }
+
+    /// Everything at once, in no more than `limit` bytes. Without one bodies left at `alone` bytes per second.
+    pub async fn within(&self, limit: u64, alone: f64) -> Result<()> {
         self.cgroup.limit(limit, FOR_SOCKETS)?;
         let pid = self.start().await?;
         let begin = async {
@@ -43,12 +64,13 @@ impl Bench {
             self.telling().await
         };
         let before = self.watch(pid, "told and telling", begin).await?;
+        let bodies = self.rate().await?;
         let pressed = self.cgroup.pressed()?.0;
         let all = async {
             let taken = async {
                 for _ in 0..ROUNDS {
-                    self.taken(true).await?;
-                    self.taken(false).await?;
+                    self.taken(TAKERS, true).await?;
+                    self.taken(TAKERS, false).await?;
                 }
                 Ok(())
             };
@@ -73,6 +95,12 @@ impl Bench {
         println!("\nWithin {} MiB:\n", limit / MIB);
         print(&[before, all]);
         println!(
+            "\n64 cold bodies at once leave at {:.0} MB/s, without the limit at {:.0}: {:.2} of it.",
+            bodies / 1e6,
+            alone / 1e6,
+            bodies / alone
+        );
+        println!(
             "\n{} MiB of files were sent; the limit was met {} times, {} by sockets, and nobody was killed.",
             read / MIB,
             times - pressed,
@@ -92,7 +120,9 @@ impl Bench {
     }
 
     async fn start(&self) -> Result<u32> {
-        self.node.start_peili().await?;
+        let uploads = self.options.takers.max(TAKERS).to_string();
+        let options = PeiliOptions::default().arg("--max-uploads", &uploads);
+        self.node.start_peili_with(&options).await?;
         self.node.peili().pid().context("a pid")
     }
 
@@ -128,11 +158,11 @@ impl Bench {
         self.node.metric(metric, &[("result", "ok")]).await
     }
 
-    /// 64 bodies leave the node at once, from its disk. If `they_stop` their takers stop in the middle, then go on.
-    async fn taken(&self, they_stop: bool) -> Result<()> {
+    /// So many bodies leave the node at once, from its disk. If `they_stop` their takers stop in the middle, then go on.
+    async fn taken(&self, takers: usize, they_stop: bool) -> Result<()> {
         self.forget(&self.taken)?;
         let from = self.node.peili().registry();
-        let mut takers = Takers::begin(&self.others[1], from, &self.taken).await?;
+        let mut takers = Takers::begin(&self.others[1], from, &self.taken, takers).await?;
         if they_stop {
             takers.read(UNTIL).await?;
             tokio::time::sleep(STILL).await;

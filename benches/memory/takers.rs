@@ -21,12 +21,11 @@ struct Taker {
 }
 
 impl Takers {
-    /// `by` begins to take every layer of `image` from `from`, as another node's Peili does.
-    pub async fn begin(by: &Node, from: SocketAddr, image: &Image) -> Result<Self> {
-        let all = image
-            .layers
-            .iter()
-            .map(|layer| begin(by, from, image, layer));
+    /// `by` begins to take so many layers of `image`, one after the other and from the first on again, from `from`, as
+    /// another node's Peili does.
+    pub async fn begin(by: &Node, from: SocketAddr, image: &Image, count: usize) -> Result<Self> {
+        let layers = image.layers.iter().cycle().take(count);
+        let all = layers.map(|layer| begin(by, from, image, layer));
         Ok(Self(try_join_all(all).await?))
     }
 
