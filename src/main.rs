@@ -23,6 +23,11 @@ use peili::{basic_auth, commands, doctor, mirror, routing, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
 
+/// What a hundred peers tell at once, or a crowd takes, is given back when it is over. With the C library's allocator it stayed
+/// with the process for ever, in as many heaps as there had been threads (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let CommandLine { log, command } = match config::parse(std::env::args_os()) {
         Ok(command_line) => command_line,

@@ -87,7 +87,7 @@ pub fn router(registry: Registry) -> Router {
         .route("/v2/", get(version_check))
         .fallback(answer)
         .method_not_allowed_fallback(answer)
-        .with_state(registry)
+        .with_state(Arc::new(registry))
 }
 
 /// What kind of request a path is of, for the metrics.
@@ -104,7 +104,7 @@ pub fn handler(path: &str) -> &'static str {
     }
 }
 
-async fn readyz(State(registry): State<Registry>) -> Response {
+async fn readyz(State(registry): State<Arc<Registry>>) -> Response {
     if registry.readiness.is_ready() {
         return "ready\n".into_response();
     }
@@ -118,7 +118,7 @@ async fn readyz(State(registry): State<Registry>) -> Response {
 }
 
 /// Distribution spec, "Determining Support".
-async fn version_check(State(registry): State<Registry>, request: Request) -> Response {
+async fn version_check(State(registry): State<Arc<Registry>>, request: Request) -> Response {
     if !registry.opens_to(request.headers()) {
         return answer(State(registry), request).await;
     }
@@ -180,7 +180,7 @@ struct Answered {
     source: Source,
 }
 
-async fn answer(State(registry): State<Registry>, request: Request) -> Response {
+async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let from_peer = parts.headers.contains_key(MIRRORED);
     let mut access = Access::begin(&parts, from_peer, registry.metrics.clone());

@@ -4,6 +4,7 @@
 //! connections is bounded, and a body that fails ends with an orderly FIN behind every byte that was produced for it
 //! (see [`flush`]): containerd resumes after a FIN and fails the whole pull after a reset.
 
+mod buffers;
 pub mod flush;
 pub mod measured;
 pub mod sendfile;
@@ -21,7 +22,7 @@ use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -32,6 +33,7 @@ use tracing::{debug, warn};
 
 use crate::shutdown::Shutdown;
 use crate::tls::{self, CertDir};
+use buffers::Buffers;
 use flush::{Flushes, FlushingIo};
 use sendfile::{FileSender, SendingIo};
 
@@ -47,7 +49,8 @@ const MAX_HEAD: usize = 32 << 10;
 const UNHEARD_OF: u32 = 30_000;
 /// What the kernel takes of a body before it has sent what it took earlier, in bytes: as much as is read from a disk at once.
 /// Without it each client that stops reading holds up to `tcp_wmem` (4 MiB), which 64 of them made 190 MiB of the pod's memory
-/// (`make bench`). What is on its way is not bounded by this, so a long way slows nobody down.
+/// (`make bench`). What is on its way is not bounded by this, so a long way slows nobody down; where many are sent something
+/// it is bounded by [`buffers`].
 const UNSENT: u32 = 256 << 10;
 /// For the last bytes to arrive and the client to close. Within what [`Shutdown::finish`] grants after the cut.
 const LINGER: Duration = Duration::from_secs(4);
@@ -97,6 +100,7 @@ impl Server {
     pub async fn run(self, router: Router, shutdown: Shutdown) {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut spare = Spare::new();
+        let buffers = Buffers::default();
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -118,21 +122,24 @@ impl Server {
             let (router, head_timeout) = (router.clone(), self.head_timeout);
             let (drain, cut) = (shutdown.drain.clone(), shutdown.cut.clone());
             let tls = self.tls.clone();
+            let share = buffers.share();
             shutdown.spawn(async move {
                 let _permit = permit;
                 // Heads and small bodies must not wait for an acknowledgement of the last packet.
                 let _ = stream.set_nodelay(true);
                 let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNHEARD_OF);
                 let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+                let sender = match tls {
+                    None => FileSender::new(),
+                    Some(_) => FileSender::default(),
+                };
+                let stream = SendingIo::new(stream, sender.clone(), share);
                 match tls {
                     None => {
-                        let sender = FileSender::new();
-                        let stream = SendingIo::new(stream, sender.clone());
                         serve(stream, sender, remote, router, head_timeout, drain, cut).await;
                     }
                     Some(certificates) => {
                         if let Some(stream) = handshake(stream, remote, &certificates).await {
-                            let sender = FileSender::default();
                             serve(stream, sender, remote, router, head_timeout, drain, cut).await;
                         }
                     }
@@ -143,10 +150,10 @@ impl Server {
 }
 
 async fn handshake(
-    stream: TcpStream,
+    stream: SendingIo,
     remote: SocketAddr,
     certificates: &CertDir,
-) -> Option<TlsStream<TcpStream>> {
+) -> Option<TlsStream<SendingIo>> {
     let config = match certificates.server().await {
         Ok(config) => config,
         Err(e) => {
@@ -259,7 +266,7 @@ mod tests {
     use bytes::Bytes;
     use futures::{StreamExt, stream};
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use tokio::net::TcpSocket;
+    use tokio::net::{TcpSocket, TcpStream};
 
     async fn serving(router: Router) -> (SocketAddr, Shutdown) {
         let server = Server::bind(&["127.0.0.1:0".parse().unwrap()])

@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tracing::debug;
 
+use super::buffers::Share;
 use crate::regular_file;
 
 /// Shorter files are read: a mapping is made and taken away in 4 us, in which as much is copied.
@@ -136,15 +137,17 @@ impl Window {
 pub(super) struct SendingIo {
     stream: TcpStream,
     sender: FileSender,
+    share: Share,
     /// The window of the last write: most likely that of the next.
     last: Weak<Mapped>,
 }
 
 impl SendingIo {
-    pub(super) fn new(stream: TcpStream, sender: FileSender) -> Self {
+    pub(super) fn new(stream: TcpStream, sender: FileSender, share: Share) -> Self {
         Self {
             stream,
             sender,
+            share,
             last: Weak::new(),
         }
     }
@@ -157,6 +160,13 @@ impl SendingIo {
             self.last = Arc::downgrade(&found);
             Some(found)
         })
+    }
+
+    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.share.sent(bytes, &self.stream);
+        }
+        written
     }
 
     fn poll_send(
@@ -189,6 +199,7 @@ impl SendingIo {
                 ),
             )));
         }
+        self.share.sent(sent, &self.stream);
         if let Some(windows) = &self.sender.0 {
             windows.sent.fetch_add(sent as u64, Ordering::Relaxed);
         }
@@ -214,7 +225,10 @@ impl AsyncWrite for SendingIo {
     ) -> Poll<io::Result<usize>> {
         match self.window(buf.as_ptr()) {
             Some(mapped) => self.poll_send(cx, &mapped, buf),
-            None => Pin::new(&mut self.stream).poll_write(cx, buf),
+            None => {
+                let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+                self.wrote(written)
+            }
         }
     }
 
@@ -235,7 +249,8 @@ impl AsyncWrite for SendingIo {
             .iter()
             .take_while(|buf| self.window(buf.as_ptr()).is_none())
             .count();
-        Pin::new(&mut self.stream).poll_write_vectored(cx, &bufs[..=before])
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, &bufs[..=before]);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {
