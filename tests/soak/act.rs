@@ -1,0 +1,444 @@
+//! Steps, done; and whether what came of each is right.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use futures::future::join_all;
+use hyper::Method;
+use serde_json::{Value, json};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::lab::cri::Pulled;
+use crate::lab::http::{self, Answer, Upload};
+use crate::lab::net::Netns;
+use crate::lab::process::eventually;
+use crate::plan::{By, Disturbance, MOVING, Pull, Question, Step};
+use crate::world::{AT_ALL, POD, World};
+
+/// No pull here is of more than 16 MiB. Thirty seconds are the longest that Peili makes a request wait, and then containerd
+/// still has to get it.
+const SLOWEST: Duration = Duration::from_secs(45);
+/// What a failing pull may cost where nobody has it: a rendezvous and a lookup for what it asks first.
+const FAILS_WITHIN: Duration = Duration::from_secs(15);
+
+pub const PEER: (&str, &str) = ("X-Spegel-Mirrored", "true");
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub steps: u64,
+    pub pulls: u64,
+    /// That had to fail, and did.
+    pub refused: u64,
+    /// On a node that was disturbed: the kubelet's next succeeded.
+    pub second_tries: u64,
+    /// Of images that the node did not have.
+    pub bytes: u64,
+    pub slowest: Duration,
+}
+
+pub async fn perform(world: &mut World, step: &Step, tally: &mut Tally) -> Result<()> {
+    match step {
+        Step::Pull(pulls) => {
+            make_room(world, pulls).await?;
+            let done = all(world, pulls).await;
+            settle(world, pulls, done, None, tally).await?;
+        }
+        Step::Disturbed {
+            pulls,
+            who,
+            what,
+            after,
+        } => {
+            make_room(world, pulls).await?;
+            let disturbed = async {
+                // Chance, and part of the plan.
+                tokio::time::sleep(*after).await;
+                disturb(world, *who, *what).await
+            };
+            let (done, disturbed) = tokio::join!(all(world, pulls), disturbed);
+            disturbed.with_context(|| format!("{what:?}"))?;
+            settle(world, pulls, done, Some(*who), tally).await?;
+        }
+        Step::Remove { node, image } => world.remove(*node, *image).await?,
+        Step::Import { node, image } => {
+            world.touch(*node, *image);
+            let version = world.newest(*image);
+            let member = &mut world.members[*node];
+            member.mark_import(&world.images[*image][version]);
+            member.node.import(&world.images[*image][version]).await?;
+            member.held.insert((*image, version));
+            member.tags.insert(*image, version);
+        }
+        Step::Push { crowd } => {
+            world.push_new().await?;
+            let pulls: Vec<Pull> = crowd
+                .iter()
+                .map(|node| Pull {
+                    node: *node,
+                    image: MOVING,
+                    by: By::Digest,
+                    anew: false,
+                })
+                .collect();
+            let done = all(world, &pulls).await;
+            settle(world, &pulls, done, None, tally).await?;
+        }
+        Step::Outage(pulls) => outage(world, pulls, tally).await?,
+        Step::Ask { node, question } => ask(world, *node, *question).await?,
+        Step::Vanish { node, clients } => vanish(world, *node, *clients).await?,
+        Step::Leave {
+            node,
+            image,
+            clients,
+        } => {
+            world.touch(*node, *image);
+            leave(world, *node, *image, *clients).await?;
+        }
+        Step::GiveUp { pull, after } => {
+            world.remove(pull.node, pull.image).await?;
+            world.touch(pull.node, pull.image);
+            // It may be done by then; the model knows nothing of what it has brought.
+            let _ = tokio::time::timeout(*after, one(world, pull)).await;
+        }
+    }
+    tally.steps += 1;
+    Ok(())
+}
+
+async fn make_room(world: &mut World, pulls: &[Pull]) -> Result<()> {
+    for pull in pulls.iter().filter(|pull| pull.anew) {
+        world.remove(pull.node, pull.image).await?;
+    }
+    for pull in pulls {
+        world.touch(pull.node, pull.image);
+    }
+    Ok(())
+}
+
+async fn one(world: &World, pull: &Pull) -> Result<Pulled> {
+    let newest = &world.images[pull.image][world.newest(pull.image)];
+    let reference = match pull.by {
+        By::Tag => newest.reference(),
+        By::Digest => newest.reference_by_digest(),
+    };
+    world.members[pull.node].node.cri_pull(&reference).await
+}
+
+async fn all(world: &World, pulls: &[Pull]) -> Vec<Result<Pulled>> {
+    join_all(pulls.iter().map(|pull| one(world, pull))).await
+}
+
+/// Each has succeeded, and those of the disturbed node at the second try.
+async fn settle(
+    world: &mut World,
+    pulls: &[Pull],
+    done: Vec<Result<Pulled>>,
+    disturbed: Option<usize>,
+    tally: &mut Tally,
+) -> Result<()> {
+    for (pull, mut done) in pulls.iter().zip(done) {
+        if done.is_err() && disturbed == Some(pull.node) {
+            tally.second_tries += 1;
+            done = one(world, pull).await.context("the second try");
+        }
+        note(world, pull, done?, tally)?;
+    }
+    Ok(())
+}
+
+/// The node has what it should have, and not another image.
+fn note(world: &mut World, pull: &Pull, pulled: Pulled, tally: &mut Tally) -> Result<()> {
+    let versions = &world.images[pull.image];
+    let version = versions
+        .iter()
+        .rposition(|version| version.config.digest == pulled.id)
+        .with_context(|| format!("{pull:?} brought another image: {}", pulled.id))?;
+    let newest = versions.len() - 1;
+    ensure!(
+        version == newest || pull.by == By::Tag,
+        "{pull:?} brought version {version} instead of {newest}"
+    );
+    ensure!(
+        pulled.took < SLOWEST,
+        "{pull:?} took {:.1?}, not {SLOWEST:?}",
+        pulled.took
+    );
+    let image = &versions[version];
+    let member = &mut world.members[pull.node];
+    let missing = image.pulled().find(|blob| !member.node.holds(&blob.digest));
+    ensure!(missing.is_none(), "{pull:?} is done without {missing:?}");
+    tally.pulls += 1;
+    tally.slowest = tally.slowest.max(pulled.took);
+    if member.held.insert((pull.image, version)) {
+        tally.bytes += image.pulled_bytes();
+    }
+    if pull.by == By::Tag {
+        member.tags.insert(pull.image, version);
+    }
+    Ok(())
+}
+
+async fn disturb(world: &World, who: usize, what: Disturbance) -> Result<()> {
+    let member = &world.members[who];
+    match what {
+        Disturbance::PeiliKilled => {
+            member.node.kill_peili();
+            member.node.start_peili_with(&member.options).await
+        }
+        Disturbance::PeiliRestarted => {
+            let ended = member.node.stop_peili().await?;
+            ensure!(
+                ended.is_some_and(|status| status.success()),
+                "it ended with {ended:?}"
+            );
+            member.node.start_peili_with(&member.options).await
+        }
+        Disturbance::ContainerdKilled => {
+            member.node.kill();
+            member.node.start().await
+        }
+        Disturbance::ContainerdRestarted => member.node.restart().await,
+    }
+}
+
+/// Who has a source must succeed, once it is known where; who has none must fail, and soon.
+async fn outage(world: &mut World, pulls: &[Pull], tally: &mut Tally) -> Result<()> {
+    make_room(world, pulls).await?;
+    // A pull of this outage is no source for another: whether it comes first is chance.
+    let sources: Vec<Vec<usize>> = pulls.iter().map(|pull| sources(world, pull)).collect();
+    for (pull, versions) in pulls.iter().zip(&sources) {
+        for version in versions {
+            known(world, pull, *version).await?;
+        }
+    }
+    let anywhere: Vec<bool> = pulls
+        .iter()
+        .map(|pull| world.is_anywhere(pull.image))
+        .collect();
+    world.lab.stop_registry().await?;
+    let begun = Instant::now();
+    let done = all(world, pulls).await;
+    let took = begun.elapsed();
+    world.lab.start_registry().await?;
+    for (place, (pull, done)) in pulls.iter().zip(done).enumerate() {
+        match done {
+            Ok(done) => note(world, pull, done, tally)?,
+            Err(error) if !sources[place].is_empty() => {
+                return Err(error.context("others have it, and the registry is away"));
+            }
+            Err(_) if !anywhere[place] => {
+                tally.refused += 1;
+                ensure!(took < FAILS_WITHIN, "{pull:?} failed after {took:.1?}");
+            }
+            // A part of a pull that was given up.
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Versions that would do, and that somebody has.
+fn sources(world: &World, pull: &Pull) -> Vec<usize> {
+    let versions: Vec<usize> = match pull.by {
+        By::Tag => world.tagged(pull.image).into_iter().collect(),
+        By::Digest => vec![world.newest(pull.image)],
+    };
+    let held = |version: &usize| world.is_held(pull.image, *version);
+    versions.into_iter().filter(held).collect()
+}
+
+/// The puller's Peili knows where all of a version is.
+async fn known(world: &World, pull: &Pull, version: usize) -> Result<()> {
+    let image = &world.images[pull.image][version];
+    let mut keys: Vec<String> = image.pulled().map(|blob| blob.digest.clone()).collect();
+    if pull.by == By::Tag {
+        keys.push(image.reference());
+    }
+    for key in keys {
+        eventually(&key, AT_ALL, async || {
+            let found = find(world, pull.node, &key).await?;
+            Ok((found.here || !found.delivering.is_empty()).then_some(()))
+        })
+        .await
+        .with_context(|| format!("{pull:?}: where version {version} is"))?;
+    }
+    Ok(())
+}
+
+/// What a node's Peili knows of a key.
+#[derive(Debug)]
+pub struct Found {
+    pub here: bool,
+    /// Addresses of those that deliver it.
+    pub delivering: Vec<String>,
+}
+
+pub async fn find(world: &World, node: usize, key: &str) -> Result<Found> {
+    let answer = debug(world, node, "find", json!({"reference": key})).await?;
+    let found: Value = serde_json::from_slice(&answer.expect(200)?.body)?;
+    let peers = found["peers"].as_array().context("peers")?;
+    let delivering = peers
+        .iter()
+        .filter(|peer| peer["asked"]["delivers"] == true)
+        .filter_map(|peer| peer["addresses"].as_array())
+        .flatten()
+        .filter_map(|address| address.as_str().map(str::to_owned));
+    Ok(Found {
+        here: found["here"] == true,
+        delivering: delivering.collect(),
+    })
+}
+
+async fn debug(world: &World, node: usize, what: &str, body: Value) -> Result<Answer> {
+    let node = &world.members[node].node;
+    let path = format!("/debug/api/{what}");
+    let body = Upload::Bytes(Bytes::from(body.to_string()));
+    let to = node.peili().metrics();
+    http::send(node.netns(), to, Method::POST, &path, &[JSON], body).await
+}
+
+async fn ask(world: &World, node: usize, question: Question) -> Result<()> {
+    let member = &world.members[node];
+    let admin = member.node.peili().metrics();
+    let netns = member.node.netns();
+    match question {
+        Question::Doctor => {
+            let doctor = member.node.doctor(&member.options, &[], None)?;
+            let said = tokio::process::Command::from(doctor)
+                .kill_on_drop(true)
+                .output()
+                .await?;
+            let worst = if node == POD { 2 } else { 1 };
+            ensure!(
+                said.status.code().is_some_and(|code| code <= worst),
+                "the doctor of {}: {}\n{}{}",
+                member.node.name(),
+                said.status,
+                String::from_utf8_lossy(&said.stdout),
+                String::from_utf8_lossy(&said.stderr)
+            );
+        }
+        Question::Metrics => {
+            for _ in 0..5 {
+                http::get(netns, admin, "/metrics").await?.expect(200)?;
+            }
+        }
+        Question::Pages => {
+            for page in [
+                "web/",
+                "api/overview",
+                "api/peers",
+                "api/content",
+                "api/flights",
+                "api/pulls",
+            ] {
+                let path = format!("/debug/{page}");
+                http::get(netns, admin, &path).await?.expect(200)?;
+            }
+            for _ in 0..3 {
+                let head = "accept: text/event-stream\r\n";
+                begun(netns, admin, "/debug/api/events", head, 16).await?;
+            }
+        }
+        Question::Find(image) => {
+            let newest = &world.images[image][world.newest(image)];
+            find(world, node, &newest.reference()).await?;
+        }
+        Question::Trial(image) => {
+            let newest = &world.images[image][world.newest(image)];
+            let image = json!({"image": newest.reference()});
+            let said = debug(world, node, "pull", image).await?.expect(200)?.text();
+            let last = said.lines().last().unwrap_or_default();
+            ensure!(last.contains("ended"), "a trial's last line: {last:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A request of which so many bytes have come back. It ends with the stream.
+async fn begun(
+    netns: &Netns,
+    to: std::net::SocketAddr,
+    path: &str,
+    headers: &str,
+    bytes: usize,
+) -> Result<TcpStream> {
+    let mut stream = netns.connect(to).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {to}\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = vec![0; bytes];
+    let read = tokio::time::timeout(SLOWEST, stream.read_exact(&mut answer)).await;
+    read.with_context(|| format!("{path}: no answer"))?
+        .with_context(|| format!("{path}: {:?}", String::from_utf8_lossy(&answer)))?;
+    Ok(stream)
+}
+
+async fn vanish(world: &World, node: usize, clients: usize) -> Result<()> {
+    let target = &world.members[node].node;
+    let (registry, admin) = (target.peili().registry(), target.peili().metrics());
+    let netns = world.guest.netns();
+    world.guest.restore_link()?;
+    let layer = &world.base.layers[0].digest;
+    let body = format!("/v2/soak/base/blobs/{layer}");
+    let peer = format!("{}: {}\r\n", PEER.0, PEER.1);
+    let mut streams = Vec::new();
+    for client in 0..clients {
+        let half = match client % 5 {
+            // What is on its way stays there.
+            0 => begun(netns, registry, &body, &peer, 1000).await?,
+            1 => netns.connect(registry).await?,
+            2 => half_a_head(netns.connect(registry).await?).await?,
+            3 => half_a_head(netns.connect(admin).await?).await?,
+            _ => {
+                let router = (target.ip(), 5001).into();
+                let mut router = netns.connect(router).await?;
+                router.write_all(b"\x13/multistream/1.0.0\n\x07/no").await?;
+                router
+            }
+        };
+        streams.push(half);
+    }
+    world.guest.remove_link()?;
+    for stream in streams {
+        // Without a FIN that would be sent again and again, and arrive when the machine is back.
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    }
+    Ok(())
+}
+
+async fn half_a_head(mut stream: TcpStream) -> Result<TcpStream> {
+    stream.write_all(b"GET /v2/ HTTP/1.1\r\nho").await?;
+    Ok(stream)
+}
+
+async fn leave(world: &World, node: usize, image: usize, clients: usize) -> Result<()> {
+    let member = &world.members[node].node;
+    let registry = member.peili().registry();
+    let host = world.lab.registry.host().replace(':', "%3A");
+    let base = &world.base.layers[0].digest;
+    let held = format!("/v2/soak/base/blobs/{base}?ns={host}");
+    let newest = &world.images[image][world.newest(image)];
+    let layer = newest.layers.last().context("a layer")?;
+    let others = format!("/v2/{}/blobs/{}?ns={host}", newest.name(), layer.digest);
+    for client in 0..clients {
+        // Some read on for a while, some go with the first byte.
+        let bytes = if client % 2 == 0 { 1 } else { 100_000 };
+        if client % 3 == 0 {
+            let peer = format!("{}: {}\r\n", PEER.0, PEER.1);
+            begun(member.netns(), registry, &held, &peer, bytes).await?;
+        } else {
+            // A 404 is short.
+            let mut stream = begun(member.netns(), registry, &others, "", 1).await?;
+            let mut some = vec![0; bytes];
+            let Ok(_) = tokio::time::timeout(SLOWEST, stream.read(&mut some)).await else {
+                bail!("{others}: silence in mid-answer");
+            };
+        }
+    }
+    Ok(())
+}
