@@ -14,13 +14,16 @@ use tokio::net::TcpStream;
 use crate::lab::cri::Pulled;
 use crate::lab::http::{self, Answer, Upload};
 use crate::lab::net::Netns;
-use crate::lab::process::eventually;
+use crate::lab::process::{eventually, tail};
 use crate::plan::{By, Disturbance, MOVING, Pull, Question, Step};
+use crate::say;
 use crate::world::{AT_ALL, POD, World};
 
 /// No pull here is of more than 16 MiB. Thirty seconds are the longest that Peili makes a request wait, and then containerd
 /// still has to get it.
 const SLOWEST: Duration = Duration::from_secs(45);
+/// Most take less than one second.
+const WORTH_A_LOOK: Duration = Duration::from_secs(3);
 /// What a failing pull may cost where nobody has it: a rendezvous and a lookup for what it asks first.
 const FAILS_WITHIN: Duration = Duration::from_secs(15);
 
@@ -170,6 +173,16 @@ fn note(world: &mut World, pull: &Pull, pulled: Pulled, tally: &mut Tally) -> Re
     );
     let image = &versions[version];
     let member = &mut world.members[pull.node];
+    if pulled.took > WORTH_A_LOOK {
+        let log = tail(&member.node.peili().log(), 100);
+        let slow: Vec<&str> = log.lines().filter(|line| is_slow(line)).collect();
+        say(&format!(
+            "{pull:?} on {} took {:.1?}; slow of late: {}",
+            member.node.name(),
+            pulled.took,
+            slow.join("\n")
+        ));
+    }
     let missing = image.pulled().find(|blob| !member.node.holds(&blob.digest));
     ensure!(missing.is_none(), "{pull:?} is done without {missing:?}");
     tally.pulls += 1;
@@ -181,6 +194,13 @@ fn note(world: &mut World, pull: &Pull, pulled: Pulled, tally: &mut Tally) -> Re
         member.tags.insert(pull.image, version);
     }
     Ok(())
+}
+
+/// A line of the log about a request that took more than a second.
+fn is_slow(line: &str) -> bool {
+    let line: Option<Value> = serde_json::from_str(line).ok();
+    let seconds = line.and_then(|line| line["seconds"].as_f64());
+    seconds.is_some_and(|seconds| seconds > 1.0)
 }
 
 async fn disturb(world: &World, who: usize, what: Disturbance) -> Result<()> {

@@ -28,16 +28,20 @@ const FINDS: usize = 3;
 const STATE: [&str; 3] = ["private.key", "known-peers", "node-token"];
 
 /// The first sets what later ones are compared with. `idle`: it is waited until idle connections have ended, too.
-pub async fn plateau(world: &mut World, steps: u64, idle: bool) -> Result<()> {
+/// How long it took to see that what is told is there, that it was reduced, and until it was quiet.
+pub async fn plateau(world: &mut World, steps: u64, idle: bool) -> Result<[Duration; 3]> {
+    let begun = Instant::now();
     told_and_served(world).await.context("what is told")?;
+    let told = begun.elapsed();
     reduce(world).await.context("back to the beginning")?;
     left_behind(world)?;
+    let reduced = begun.elapsed();
     let samples = quiet(world, idle).await?;
     for (member, sample) in world.members.iter_mut().zip(samples) {
         member.first.get_or_insert_with(|| sample.clone());
         member.series.push((steps, sample));
     }
-    Ok(())
+    Ok([told, reduced - told, begun.elapsed() - reduced])
 }
 
 /// Each key that a node tells is found by another and served to the byte.

@@ -10,9 +10,9 @@ use serde::Serialize;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// What the allocator keeps of a burst is not given back, and which of its arenas a burst falls into is chance: one body takes
-/// up to 1 MiB of buffers, and so many were under way at once.
-pub const MEMORY: u64 = 16 * MIB;
+/// What the allocator keeps of a burst is not given back, and which of its arenas a burst falls into is chance. A body takes up
+/// to 1 MiB of buffers, and a handful are under way at once; 2 MiB are the most that was seen.
+pub const MEMORY: u64 = 8 * MIB;
 /// A trend that has brought no more than this is not told from that.
 pub const TREND: f64 = 3.0 * MIB as f64;
 /// With fewer points half of them are no series.
@@ -324,7 +324,7 @@ mod tests {
             *sample.descriptors.entry(kind).or_default() += how_many;
         }
         let cases: [(&str, Leaves); 14] = [
-            ("anonymous memory", |s| s.anonymous += 17 * MIB),
+            ("anonymous memory", |s| s.anonymous += 9 * MIB),
             ("deleted files", |s| one_more(s, Kind::Deleted, 1)),
             ("blobs open", |s| one_more(s, Kind::Content, 1)),
             ("CLOSE_WAIT", |s| s.close_wait = 1),

@@ -28,6 +28,7 @@ use anyhow::{Context, Result, bail};
 use act::Tally;
 use lab::process::tail;
 use plan::{NODES, Plan, STEADY};
+use tokio::sync::watch;
 use world::World;
 
 /// How often somebody who looks on hears something.
@@ -52,17 +53,22 @@ async fn after_whatever_was_done_all_is_as_it_was() {
     let length = length.map(|text| duration(&text).expect("PEILI_TEST_SOAK"));
     let seed = std::env::var("PEILI_TEST_SOAK_SEED").ok();
     let seed = seed.map_or(1, |text| text.parse().expect("PEILI_TEST_SOAK_SEED"));
+    let began = Instant::now();
+    let (line, seen) = watch::channel(Line::default());
+    let looking_on = tokio::spawn(look_on(seen, began, length));
     let mut soak = Soak {
         world: World::new().await.unwrap(),
         seed,
         length,
-        began: Instant::now(),
+        began,
         tally: Tally::default(),
         last: VecDeque::new(),
-        told: Instant::now(),
         plateaus: 0,
+        line,
     };
-    if let Err(error) = soak.run().await {
+    let ended = soak.run().await;
+    looking_on.abort();
+    if let Err(error) = ended {
         let account = soak.account_of(&error);
         // Its nodes would tell their logs, too.
         drop(soak);
@@ -79,8 +85,44 @@ struct Soak {
     began: Instant,
     tally: Tally,
     last: VecDeque<String>,
-    told: Instant,
     plateaus: usize,
+    line: watch::Sender<Line>,
+}
+
+/// What somebody who looks on is told.
+#[derive(Clone, Debug, Default)]
+struct Line {
+    doing: String,
+    done: String,
+    /// Of the nodes' Peilis.
+    pids: Vec<Option<u32>>,
+}
+
+/// Says every ten seconds how far it is.
+async fn look_on(line: watch::Receiver<Line>, began: Instant, length: Option<Duration>) {
+    let mut ticks = tokio::time::interval(LINE);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let Line { doing, done, pids } = line.borrow().clone();
+        let left = match length {
+            None => "one deck".to_owned(),
+            Some(length) => format!(
+                "{} s left",
+                length.saturating_sub(began.elapsed()).as_secs()
+            ),
+        };
+        let memory = pids.into_iter().map(|pid| {
+            let look = pid.and_then(|pid| probe::look(pid).ok());
+            look.map_or("-".to_owned(), |look| (look.resident >> 20).to_string())
+        });
+        let memory: Vec<String> = memory.collect();
+        say(&format!(
+            "soak {:>4} s, {left}: {done}, RSS {} MiB; {doing}",
+            began.elapsed().as_secs(),
+            memory.join(" "),
+        ));
+    }
 }
 
 impl Soak {
@@ -114,6 +156,7 @@ impl Soak {
                 self.last.pop_front();
             }
             self.last.push_back(format!("{number} {step:?}"));
+            self.tell(&format!("{step:?}"));
             let begun = Instant::now();
             act::perform(&mut self.world, &step, &mut self.tally).await?;
             if begun.elapsed() > LONG {
@@ -122,19 +165,27 @@ impl Soak {
                     begun.elapsed()
                 ));
             }
-            self.tell();
         }
         Ok(())
     }
 
     async fn plateau(&mut self, idle: bool) -> Result<()> {
         let steps = self.tally.steps;
-        check::plateau(&mut self.world, steps, idle)
+        self.tell(if idle {
+            "a plateau, when idle connections have ended"
+        } else {
+            "a plateau"
+        });
+        let [told, reduced, quiet] = check::plateau(&mut self.world, steps, idle)
             .await
             .with_context(|| format!("the plateau after step {steps}"))?;
+        if [told, reduced].iter().any(|took| *took > LONG) || (quiet > LONG && !idle) {
+            say(&format!(
+                "the plateau after step {steps}: {told:.1?} to find everything, {reduced:.1?} to remove, {quiet:.1?} until it was \
+                 quiet"
+            ));
+        }
         self.plateaus += 1;
-        self.told = Instant::now() - LINE;
-        self.tell();
         Ok(())
     }
 
@@ -155,35 +206,20 @@ impl Soak {
         Ok(())
     }
 
-    fn tell(&mut self) {
-        if self.told.elapsed() < LINE {
-            return;
-        }
-        self.told = Instant::now();
-        let left = match self.length {
-            None => "one deck".to_owned(),
-            Some(length) => {
-                let left = length.saturating_sub(self.began.elapsed());
-                format!("{:.0?} left", Duration::from_secs(left.as_secs()))
-            }
-        };
-        let memory = self.world.members.iter().map(|member| {
-            let pid = member.node.peili().pid();
-            match pid.and_then(|pid| probe::look(pid).ok()) {
-                Some(look) => format!("{}", look.resident >> 20),
-                None => "-".to_owned(),
-            }
+    fn tell(&self, doing: &str) {
+        let members = self.world.members.iter();
+        // Nobody looks on any more: then it has ended.
+        let _ = self.line.send(Line {
+            doing: doing.to_owned(),
+            done: format!(
+                "{} steps, {} pulls, {} MiB, {} plateaus",
+                self.tally.steps,
+                self.tally.pulls,
+                self.tally.bytes >> 20,
+                self.plateaus
+            ),
+            pids: members.map(|member| member.node.peili().pid()).collect(),
         });
-        let memory: Vec<String> = memory.collect();
-        say(&format!(
-            "soak {:>5.0?}, {left}: {} steps, {} pulls, {} MiB, {} plateaus; RSS {} MiB",
-            Duration::from_secs(self.began.elapsed().as_secs()),
-            self.tally.steps,
-            self.tally.pulls,
-            self.tally.bytes >> 20,
-            self.plateaus,
-            memory.join(" "),
-        ));
     }
 
     fn account_of(&self, error: &anyhow::Error) -> String {
@@ -231,7 +267,6 @@ impl Soak {
             else {
                 continue;
             };
-            let anonymous = member.series.iter().map(|(_, s)| s.anonymous >> 10);
             let series: Vec<_> = member
                 .series
                 .iter()
@@ -249,7 +284,7 @@ impl Soak {
                 )
             };
             say(&format!(
-                "{} ({}): first {}; last {}; {} to {} KiB, {:+.2} KiB a step",
+                "{} ({}): first {}; last {}; {:+.2} KiB a step: {}",
                 member.node.name(),
                 if STEADY.contains(&place) {
                     "steady"
@@ -258,9 +293,12 @@ impl Soak {
                 },
                 of(first),
                 of(last),
-                anonymous.clone().min().unwrap_or(0),
-                anonymous.max().unwrap_or(0),
-                judge::slope(&series) / 1024.0
+                judge::slope(&series) / 1024.0,
+                series
+                    .iter()
+                    .map(|(_, bytes)| (bytes >> 10).to_string())
+                    .collect::<Vec<_>>()
+                    .join(" ")
             ));
         }
     }

@@ -82,39 +82,16 @@ impl World {
         });
         let nodes = try_join_all(nodes.map(|options| lab.node(options))).await?;
         assert_eq!(nodes.len(), NODES);
-        let mut members = Vec::new();
-        for (place, node) in nodes.into_iter().enumerate() {
-            let certs_d = node.containerd().certs_d().display().to_string();
-            let options = PeiliOptions::default();
-            let options = match place {
-                // What a pod may do is less.
-                POD => options.in_a_pod(),
-                _ => options.arg("--containerd-registry-config-path", &certs_d),
-            };
-            // What exists nowhere else, and what came without a registry.
-            let own = format!("soak/own-{place}:v1");
-            let own = lab
-                .make(spec(&own, 2 + place as u64).layers([2 * MIB]))
-                .await?;
-            node.import(&own).await?;
-            node.start_peili_with(&options).await?;
-            node.cri_pull(&base.reference()).await?;
-            let mut member = Member {
-                node,
-                options,
-                held: BTreeSet::new(),
-                tags: BTreeMap::new(),
-                base: Content::default(),
-                hosts: BTreeMap::new(),
-                told: HashMap::new(),
-                first: None,
-                series: Vec::new(),
-            };
-            member.mark_import(&own);
-            members.push(member);
-        }
+        let members = nodes.into_iter().enumerate();
+        let members = members.map(|(place, node)| Member::new(&lab, place, node));
+        let mut members = try_join_all(members).await?;
+        let pulls = members.iter().map(|member| {
+            let reference = base.reference();
+            async move { member.node.cri_pull(&reference).await }
+        });
+        try_join_all(pulls).await?;
         for member in &mut members {
-            // A removal begins a collection: what an import has brought for other platforms goes now, not later.
+            // What an import has brought for other platforms goes now, not later.
             member.collect(&base).await?;
             member.base = member.content().await?;
             member.hosts = files_below(&member.node.containerd().certs_d())?;
@@ -210,6 +187,36 @@ impl World {
 }
 
 impl Member {
+    async fn new(lab: &Lab, place: usize, node: Node) -> Result<Self> {
+        let certs_d = node.containerd().certs_d().display().to_string();
+        // Bodies whose client has vanished would hold each restart for the whole of the usual half a minute.
+        let options = PeiliOptions::default().arg("--shutdown-grace-period", "10s");
+        let options = match place {
+            // What a pod may do is less.
+            POD => options.in_a_pod(),
+            _ => options.arg("--containerd-registry-config-path", &certs_d),
+        };
+        // What exists nowhere else, and what came without a registry.
+        let own = format!("soak/own-{place}:v1");
+        let own = spec(&own, 2 + place as u64).layers([2 * MIB]);
+        let own = lab.make(own).await?;
+        node.import(&own).await?;
+        node.start_peili_with(&options).await?;
+        let mut member = Self {
+            node,
+            options,
+            held: BTreeSet::new(),
+            tags: BTreeMap::new(),
+            base: Content::default(),
+            hosts: BTreeMap::new(),
+            told: HashMap::new(),
+            first: None,
+            series: Vec::new(),
+        };
+        member.mark_import(&own);
+        Ok(member)
+    }
+
     /// As a Peili would tell of it: what its containerd lists.
     pub async fn content(&self) -> Result<Content> {
         let lines = |text: String| text.lines().map(str::to_owned).collect();
@@ -272,9 +279,10 @@ fn image_spec(image: usize, version: usize) -> ImageSpec {
         // Two that share their first layer.
         0 => named(10).layers([200 * KIB, 2 * MIB]),
         1 => named(10).layers([200 * KIB, 4 * MIB]),
-        // An image of two platforms, and one on top of it.
+        // An image of two platforms, and one on top of it. Both packed alike: of the same tar packed otherwise containerd has
+        // the snapshot, and does not fetch it.
         2 => named(11).index().layers([64 * KIB, 8 * MIB]),
-        3 => named(11).plain_tar().layers([64 * KIB, 8 * MIB, 3 * MIB]),
+        3 => named(11).layers([64 * KIB, 8 * MIB, 3 * MIB]),
         // More layers than containerd loads at a time.
         4 => named(12).index().layers([MIB; 8]),
         5 => named(13).layers([100]),
