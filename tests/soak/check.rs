@@ -8,7 +8,7 @@ use futures::{TryStreamExt as _, stream};
 use hyper::Method;
 use sha2::{Digest as _, Sha256};
 
-use crate::act::{PEER, find};
+use crate::clients::{PEER, find};
 use crate::judge::{Known, Sample, complaints};
 use crate::lab::http;
 use crate::lab::process::eventually;

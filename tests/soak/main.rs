@@ -11,6 +11,7 @@
 
 mod act;
 mod check;
+mod clients;
 mod judge;
 #[allow(dead_code, reason = "each test uses its part of the lab")]
 #[path = "../lab/mod.rs"]
