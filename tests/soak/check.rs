@@ -178,16 +178,15 @@ async fn reduce(world: &mut World) -> Result<()> {
             member.node.ctr(&command).await?;
         }
         let mut now = Content::default();
-        let mut tries = 0;
-        let ingests = member.node.containerd().content().join("ingest");
+        let (mut tries, mut writes) = (0, Vec::new());
         let reduced = eventually("the beginning's content", AT_ALL, async || {
             tries += 1;
             if tries % 5 == 0 {
                 member.collect(&base).await?;
             }
             now = member.content().await?;
-            let writes = std::fs::read_dir(&ingests).map_or(0, Iterator::count);
-            Ok((now == member.base && writes == 0).then_some(()))
+            writes = member.writes();
+            Ok((now == member.base && writes.is_empty()).then_some(()))
         })
         .await;
         reduced.with_context(|| {
@@ -196,7 +195,7 @@ async fn reduce(world: &mut World) -> Result<()> {
                 .symmetric_difference(&member.base.digests)
                 .collect();
             let names: Vec<_> = now.names.symmetric_difference(&member.base.names).collect();
-            format!("{}: {more:?} {names:?}", member.node.name())
+            format!("{}: {more:?} {names:?} {writes:?}", member.node.name())
         })?;
         member.held.clear();
         member.tags.clear();

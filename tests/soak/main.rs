@@ -69,13 +69,13 @@ async fn after_whatever_was_done_all_is_as_it_was() {
     };
     let ended = soak.run().await;
     looking_on.abort();
+    soak.sum_up();
     if let Err(error) = ended {
         let account = soak.account_of(&error);
         // Its nodes would tell their logs, too.
         drop(soak);
         panic!("{account}");
     }
-    soak.sum_up();
 }
 
 struct Soak {

@@ -238,6 +238,22 @@ impl Member {
         self.told.extend(keys.into_iter().map(|key| (key, now)));
     }
 
+    /// What its containerd is writing. A directory that one which was killed had just made stays, and is nobody's: containerd
+    /// finds its ingests by a file in each.
+    pub fn writes(&self) -> Vec<PathBuf> {
+        let containerd = self.node.containerd();
+        let changed = |path: &Path| std::fs::metadata(path)?.modified();
+        let Ok(began) = changed(&containerd.socket()) else {
+            return Vec::new();
+        };
+        let ingests = std::fs::read_dir(containerd.content().join("ingest"));
+        let paths = ingests.into_iter().flatten().flatten();
+        paths
+            .map(|ingest| ingest.path())
+            .filter(|path| changed(path).is_ok_and(|changed| changed >= began))
+            .collect()
+    }
+
     /// Ends leases that killed containerds have left, which would hold what they protect for a day, and has containerd
     /// collect.
     pub async fn collect(&self, base: &Image) -> Result<()> {
