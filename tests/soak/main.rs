@@ -140,14 +140,12 @@ impl Soak {
         self.plateau(true).await?;
         while self.began.elapsed() < length {
             self.deal(&mut plan).await?;
-            let is_last = self.began.elapsed() >= length;
-            self.plateau(is_last || self.plateaus.is_multiple_of(IDLE))
-                .await?;
+            self.plateau(self.plateaus.is_multiple_of(IDLE)).await?;
             for place in STEADY {
                 self.leaks(place)?;
             }
         }
-        Ok(())
+        self.plateau(true).await
     }
 
     async fn deal(&mut self, plan: &mut Plan) -> Result<()> {
