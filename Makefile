@@ -47,6 +47,11 @@ test-faults: deps ## try every fault in every part of a pull (some 20 minutes); 
 	PEILI_TEST_FAULTS='$(or $(FAULTS),all)' PEILI_TEST_FAULTS_OUTPUT=$(FAULTS_SEEN) \
 		$(AS_ROOT) cargo test --all-features --test faults every_cell
 
+.PHONY: soak
+soak: deps containerds ## nodes pull, delete, import and restart at random for SOAK=1h by SEED=1, and nothing may be left behind
+	PEILI_TEST_SOAK='$(or $(SOAK),1h)' PEILI_TEST_SOAK_SEED='$(or $(SEED),1)' \
+		$(AS_ROOT) cargo test --all-features --test soak after_whatever -- --nocapture
+
 .PHONY: bench
 bench: deps ## what serving, relaying and renewing cost, beside nginx, haproxy and a plain copy, and what a node takes of memory
 	BENCH=yes tests/deps

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use libp2p::Multiaddr;
 use prometheus::Registry;
 use rand::rngs::StdRng;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -140,6 +141,13 @@ impl App {
         metrics
             .register(Box::new(process))
             .context("process metrics")?;
+        let runtime = Handle::current();
+        crate::metrics::looked_up(
+            &metrics,
+            "peili_tasks",
+            "Tasks of this process that have not ended: a few dozen, and one for each connection.",
+            move || i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX),
+        );
         let readiness = Readiness::new();
 
         if let Some(token) = &config.token {

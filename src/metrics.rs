@@ -20,6 +20,10 @@ pub fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) ->
     register(registry, IntCounterVec::new(Opts::new(name, help), labels))
 }
 
+pub fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
 pub fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
 }

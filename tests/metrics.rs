@@ -346,6 +346,47 @@ fn merge(all: &mut BTreeMap<String, Family>, page: BTreeMap<String, Family>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_for_others_and_what_runs_is_told() {
+    const CLIENTS: usize = 20;
+    let cluster = cluster().await;
+    let [one, two] = shared(&cluster).await;
+    let told = async |node: &LoopbackNode, name: &str| {
+        anyhow::Ok(lab::peili::metric(&node.metrics_page().await?, name, &[]))
+    };
+    eventually(
+        "the records of a tag and three contents",
+        AT_ALL,
+        async || {
+            let records = told(two, "peili_provider_records").await?;
+            Ok((records == 4.0).then_some(()))
+        },
+    )
+    .await
+    .unwrap();
+    // What the second has pulled it does not hold.
+    assert_eq!(told(one, "peili_provider_records").await.unwrap(), 0.0);
+
+    let before = told(one, "peili_tasks").await.unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(TcpStream::connect(one.registry()).await.unwrap());
+    }
+    eventually("a task for each", AT_ALL, async || {
+        let tasks = told(one, "peili_tasks").await?;
+        Ok((tasks >= before + (CLIENTS / 2) as f64).then_some(()))
+    })
+    .await
+    .unwrap();
+    drop(clients);
+    eventually("their end", AT_ALL, async || {
+        let tasks = told(one, "peili_tasks").await?;
+        Ok((tasks <= before + 5.0).then_some(()))
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_asked_labels_have_few_values() {
     const IMAGES: u32 = 30;
     const TAGS: &str = "peili_advertised_keys{kind=\"tag\"";

@@ -182,6 +182,14 @@ fn what_cannot_be_is_refused_with_the_value_and_the_reason() {
             &["clusterSecret.existingSecret=\"x\"", "leave one"],
         ),
         (
+            "clusterSecret.existingSecret=x,peili.containerdMirrorAdd=false,peili.persistence.enabled=false",
+            &["containerdMirrorAdd=false", "the node's token"],
+        ),
+        (
+            "peili.requireNodeToken=true,peili.containerdMirrorAdd=false,peili.persistence.enabled=false",
+            &["containerdMirrorAdd=false", "the node's token"],
+        ),
+        (
             "clusterSecret.generate=true",
             &[
                 "no cluster to look into",

@@ -375,6 +375,25 @@ fn notes_say_what_to_do_next_and_what_to_mind() {
     }
     let none = notes(tools, &["--set", "peili.containerdMirrorAdd=false"]);
     assert!(none.contains("containerd is not configured"), "{none}");
+    assert!(!none.contains("NOTICE"), "{none}");
+    for closed in [
+        "clusterSecret.existingSecret=x",
+        "peili.requireNodeToken=true",
+    ] {
+        let set = format!("{closed},peili.containerdMirrorAdd=false");
+        let text = notes(tools, &["--set", &set]);
+        assert!(
+            text.contains("NOTICE") && text.contains("DATA_DIR=/var/lib/peili"),
+            "{set}: {text}"
+        );
+        // What was asked for is not dropped in silence.
+        let objects = tools.objects(&["--set", &set]);
+        let required = closed.contains("requireNodeToken").to_string();
+        assert_eq!(
+            env(&objects.env("registry"), "REQUIRE_NODE_TOKEN"),
+            required
+        );
+    }
 }
 
 #[test]

@@ -95,6 +95,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if and .Values.clusterSecret.existingSecret .Values.clusterSecret.generate -}}
 {{- fail (printf "clusterSecret.existingSecret=%q and clusterSecret.generate=true: leave one of them out" .Values.clusterSecret.existingSecret) -}}
 {{- end -}}
+{{- $closed := or .Values.clusterSecret.existingSecret .Values.clusterSecret.generate $peili.requireNodeToken -}}
+{{- if and $closed (not $peili.containerdMirrorAdd) (not $peili.persistence.enabled) -}}
+{{- fail "peili.containerdMirrorAdd=false and peili.persistence.enabled=false: clusterSecret and peili.requireNodeToken open the host port to who sends the node's token, which nobody could make here, so that each node's own containerd would be refused. Set peili.persistence.enabled=true and run `peili configuration` with DATA_DIR on the nodes (docs/fresh-nodes.md), or leave peili.containerdMirrorAdd true" -}}
+{{- end -}}
 {{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
 {{- fail "serviceMonitor.enabled and podMonitor.enabled: every pod would be scraped twice; choose one" -}}
 {{- end -}}

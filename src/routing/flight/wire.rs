@@ -573,3 +573,6 @@ fn read_standing(message: &StandingMessage) -> Option<Standing> {
         free: message.free,
     })
 }
+
+#[cfg(test)]
+mod tests;

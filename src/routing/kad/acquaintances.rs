@@ -33,6 +33,8 @@ pub fn agent_version(zone: Option<&str>) -> String {
 /// The zone in what identify tells of another node, if it says one that an operator may have written.
 pub fn zone_in(agent_version: &str) -> Option<&str> {
     let (_, zone) = agent_version.strip_prefix("peili/")?.split_once(ZONE)?;
+    // A later release may say more of itself behind it.
+    let zone = zone.split_once(';').map_or(zone, |(zone, _)| zone);
     is_zone(zone).then_some(zone)
 }
 
@@ -150,6 +152,20 @@ mod tests {
     }
 
     #[test]
+    fn a_release_is_understood_by_the_one_before() {
+        let ours = concat!("peili/", env!("CARGO_PKG_VERSION"), ";zone=zone-a");
+        assert_eq!(agent_version(Some("zone-a")), ours);
+        for later in [
+            "peili/0.1.0;zone=zone-a",
+            "peili/0.2.0;zone=zone-a;more=1",
+            "peili/0.2.0;more=1;zone=zone-a",
+            "peili/10.0.0-rc.1;zone=zone-a;",
+        ] {
+            assert_eq!(zone_in(later), Some("zone-a"), "{later:?}");
+        }
+    }
+
+    #[test]
     fn what_an_operator_cannot_have_written_is_no_zone() {
         let long = format!("peili/9;zone={}", "x".repeat(MAX_ZONE + 1));
         for agent in [
@@ -158,7 +174,7 @@ mod tests {
             "peili/1;zone=",
             "spegel/1;zone=a",
             "rust-libp2p/1;zone=a",
-            "peili/1;zone=a;b",
+            "peili/1;zone=;b",
             "peili/1;zone=a\nb",
             &long,
         ] {

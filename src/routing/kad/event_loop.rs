@@ -465,6 +465,8 @@ impl EventLoop {
 
     /// Does what is due.
     fn work(&mut self, now: Instant) {
+        let records = self.swarm.behaviour_mut().kad.store_mut().remote();
+        self.metrics.records(records);
         for query in self.lookups.capped(now) {
             self.end_lookup(query, now);
         }

@@ -12,7 +12,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, identify};
 use libp2p_metrics::Recorder;
-use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::behaviour::BehaviourEvent;
 use super::lookups::Outcome;
@@ -71,6 +71,8 @@ pub struct Metrics {
     /// Announcements of one key each, by result.
     announcements: IntCounterVec,
     strangers: IntCounterVec,
+    /// Provider records that others have told.
+    records: IntGauge,
     /// The last of them, of each direction.
     last_strangers: Arc<Mutex<[Option<LastStranger>; 2]>>,
     libp2p: Arc<libp2p_metrics::Metrics>,
@@ -118,6 +120,12 @@ impl Metrics {
                  this node), out (this node called it); and by reason: no_secret (one side has none), other_secret (they have \
                  none in common).",
                 &["direction", "reason"],
+            ),
+            records: metrics::gauge(
+                registry,
+                "peili_provider_records",
+                "Provider records of other nodes that this one keeps for the cluster. One that is not renewed goes after 19 to \
+                 20 minutes.",
             ),
             last_strangers: Arc::default(),
             libp2p,
@@ -196,6 +204,10 @@ impl Metrics {
         let result = if ok { "ok" } else { "failed" };
         let announcements = self.announcements.with_label_values(&[result]);
         announcements.inc_by(keys as u64);
+    }
+
+    pub(super) fn records(&self, count: usize) {
+        self.records.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(super) fn advertised(&self, advertised: &mut Advertised) {

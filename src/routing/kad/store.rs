@@ -108,7 +108,6 @@ impl Store {
     }
 
     /// How many records others have told.
-    #[cfg(test)]
     pub fn remote(&self) -> usize {
         self.records
     }
