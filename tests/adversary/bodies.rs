@@ -1,17 +1,17 @@
 //! Registries that answer anything: bounded time, bounded bytes, nobody is followed elsewhere, and the next holder is asked.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt as _;
 use futures::future::join_all;
 use peili::mirror::flight::Puller;
-use peili::mirror::{self, FetchError, Fetched, Mirror, Wanted};
+use peili::mirror::{FetchError, Fetched, Mirror, Wanted};
 use peili::oci::distribution::ByteRange;
 use peili::oci::{Digest, Key};
 use peili::recent::Journey;
 use peili::routing::Router as _;
 use peili::routing::rendezvous::Generation;
+use peili::testing;
 use peili::testing::conformance::routing::eventually;
 use peili::testing::noise;
 use peili::testing::peer::FakePeer;
@@ -41,13 +41,8 @@ impl World {
     fn with(size: usize) -> Self {
         let (swarm, blob) = (FakeSwarm::new(), noise(size, 1));
         let router = swarm.join("192.0.2.1:5000".parse().unwrap());
-        let config = mirror::Config {
-            retries: 3,
-            zone: None,
-        };
-        let metrics = mirror::Metrics::new(&prometheus::Registry::new());
         Self {
-            mirror: Mirror::new(Arc::new(router), config, metrics),
+            mirror: testing::registry::mirror(router, &prometheus::Registry::new()),
             key: Key::Content(Digest::sha256(&blob)),
             swarm,
             blob,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::StreamExt as _;
 use futures::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::kad::store::{Error, RecordStore, Result as Stored};
 use libp2p::kad::{self, ProviderRecord, Record, RecordKey};
@@ -125,6 +126,7 @@ type Streams = request_response::Behaviour<Raw>;
 
 #[derive(NetworkBehaviour)]
 pub struct Behaviour {
+    limits: connection_limits::Behaviour,
     pub kad: kad::Behaviour<Store>,
     identify: Toggle<identify::Behaviour>,
     /// In its place: one that says any bytes.
@@ -165,6 +167,7 @@ impl Liar {
             kad.set_mode(Some(kad::Mode::Server));
             let config = identify::Config::new("/peili/1".into(), key.public());
             Behaviour {
+                limits: connection_limits::Behaviour::new(ConnectionLimits::default()),
                 kad,
                 identify: identity
                     .is_none()
@@ -216,6 +219,19 @@ impl Liar {
         };
         self.work.send(Box::new(work)).ok().expect("it lives");
         told.await.unwrap()
+    }
+
+    /// Says that these are at these addresses to whoever looks for nodes, and goes nowhere any more itself.
+    pub async fn knows(&self, peers: Vec<(PeerId, Multiaddr)>) {
+        self.does(move |swarm| {
+            let behaviour = swarm.behaviour_mut();
+            let nowhere = ConnectionLimits::default().with_max_pending_outgoing(Some(0));
+            *behaviour.limits.limits_mut() = nowhere;
+            for (peer, at) in peers {
+                behaviour.kad.add_address(&peer, at);
+            }
+        })
+        .await;
     }
 
     /// One more connection, whatever there is.

@@ -1,13 +1,12 @@
 //! Forged tags, where nobody proves who he is.
 
-use std::sync::Arc;
-
 use peili::mirror::flight::Puller;
-use peili::mirror::{self, FetchError, Manifest, Mirror, Wanted};
+use peili::mirror::{FetchError, Manifest, Wanted};
 use peili::oci::{Digest, ImageName, Key};
 use peili::recent::Journey;
 use peili::routing::Router as _;
 use peili::routing::rendezvous::Generation;
+use peili::testing;
 use peili::testing::router::FakeSwarm;
 
 use crate::registry::{Hostile, Says};
@@ -27,12 +26,7 @@ async fn asked(answers: &[&str]) -> Result<Manifest, FetchError> {
         router.advertise(vec![key.clone()]).await.unwrap();
         liars.push(liar);
     }
-    let config = mirror::Config {
-        retries: 3,
-        zone: None,
-    };
-    let metrics = mirror::Metrics::new(&prometheus::Registry::new());
-    let mirror = Mirror::new(Arc::new(router), config, metrics);
+    let mirror = testing::registry::mirror(router, &prometheus::Registry::new());
     let wanted = Wanted {
         key,
         path_and_query: "/v2/app/manifests/v1?ns=registry.test".into(),

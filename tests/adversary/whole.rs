@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 
 use libp2p::{Multiaddr, PeerId};
 use peili::inflight::{ContentRoot, Inflight, Uplink};
+use peili::mirror::InFlightSharing;
 use peili::mirror::flight::{self, Flight};
-use peili::mirror::{self, InFlightSharing, Mirror};
 use peili::oci::{Digest, Key};
-use peili::readiness::Readiness;
-use peili::registry::uploads::Uploads;
 use peili::registry::{self, Registry};
 use peili::routing::Router as _;
 use peili::routing::bootstrap::Bootstrap;
@@ -19,6 +17,7 @@ use peili::routing::flight::Flights;
 use peili::routing::kad;
 use peili::server::Server;
 use peili::shutdown::Shutdown;
+use peili::testing;
 use peili::testing::content::FakeStore;
 use peili::testing::ingest::FakeIngests;
 use rand::SeedableRng as _;
@@ -82,25 +81,10 @@ impl Peili {
             flight::Metrics::new(metrics),
         );
         shutdown.spawn(flight.clone().run(node.stop.clone()));
-        let mirror = mirror::Config {
-            retries: 3,
-            zone: None,
-        };
-        let mirror = Mirror::new(router, mirror, mirror::Metrics::new(metrics));
+        let mirror = testing::registry::mirror(node.kad.clone(), metrics).with_flight(flight);
         let routes = registry::router(Registry {
-            store: Arc::new(store.clone()),
-            mirror: mirror.with_flight(flight),
-            readiness: Readiness::new(),
-            metrics: registry::access::Metrics::new(metrics),
-            filter: Default::default(),
-            pulls: Default::default(),
-            heard: Default::default(),
-            token: None,
-            basic_auth: None,
-            door: None,
-            uploads: Uploads::new(64),
             inflight,
-            uplink: Uplink::default(),
+            ..testing::registry::over(store.clone(), mirror, metrics)
         });
         shutdown.spawn(server.run(routes, shutdown.clone()));
         Self {
