@@ -217,7 +217,7 @@ impl Liar {
         let work = move |swarm: &mut Swarm<Behaviour>, _: &mut Calls| {
             let _ = done.send(what(swarm));
         };
-        self.work.send(Box::new(work)).ok().expect("it lives");
+        assert!(self.work.send(Box::new(work)).is_ok(), "it lives");
         told.await.unwrap()
     }
 
@@ -268,7 +268,7 @@ impl Liar {
             };
             calls.insert((is_kad, streams.send_request(&to, bytes)), answer);
         };
-        self.work.send(Box::new(work)).ok().expect("it lives");
+        assert!(self.work.send(Box::new(work)).is_ok(), "it lives");
         answered.await.unwrap()
     }
 }

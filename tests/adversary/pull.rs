@@ -92,7 +92,7 @@ async fn a_containerd_pulls_the_registrys_image_among_neighbours_that_mean_harm(
             })
             .await;
             for victim in known {
-                let told = |key| add_provider(&record_key(key), liar.id, &[me.clone()]);
+                let told = |key| add_provider(&record_key(key), liar.id, std::slice::from_ref(&me));
                 let all: Vec<u8> = keys.iter().flat_map(told).collect();
                 liar.says(victim, KAD, all).await.unwrap();
             }

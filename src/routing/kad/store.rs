@@ -9,6 +9,8 @@
 //! said that it leaves is gone until it connects again: what else is heard of it was said before. Time is an argument
 //! except where libp2p's trait leaves no room for it.
 
+mod interned;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -22,6 +24,7 @@ use rand::seq::SliceRandom;
 use tokio::time::Instant;
 
 use super::addresses::Policy;
+use interned::{Interned, level};
 
 /// What an answer holds: Kademlia's replication factor, which is also what libp2p cuts the answer down to.
 const ANSWER: usize = 20;
@@ -373,81 +376,6 @@ impl RecordStore for Store {
 
     fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
         self.forget(key, provider);
-    }
-}
-
-/// What each may keep so that about `excess` of all go, of those who have more.
-fn level(mut counts: Vec<u32>, excess: usize) -> u32 {
-    counts.sort_unstable_by(|a, b| b.cmp(a));
-    let mut sum = 0;
-    for (n, count) in counts.iter().enumerate() {
-        sum += *count as usize;
-        let share = sum.saturating_sub(excess) / (n + 1);
-        let next = counts.get(n + 1).copied().unwrap_or(0);
-        if sum >= excess && share >= next as usize {
-            return u32::try_from(share).unwrap_or(u32::MAX);
-        }
-    }
-    0
-}
-
-/// Peers by a small number, each with its newest addresses.
-#[derive(Default)]
-struct Interned {
-    slots: HashMap<PeerId, u32>,
-    peers: Vec<Option<(PeerId, Vec<Multiaddr>)>>,
-    /// How many records each has in the store.
-    records: Vec<u32>,
-    free: Vec<u32>,
-}
-
-impl Interned {
-    /// The newest addresses count for every key of the peer; none at all are no news.
-    fn intern(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) -> Option<u32> {
-        if let Some(slot) = self.slots.get(&peer) {
-            if let Some(Some((_, known))) = self.peers.get_mut(*slot as usize)
-                && !addresses.is_empty()
-            {
-                *known = addresses;
-            }
-            return Some(*slot);
-        }
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.peers.len() < MAX_PEERS => {
-                self.peers.push(None);
-                self.records.push(0);
-                u32::try_from(self.peers.len() - 1).ok()?
-            }
-            None => return None,
-        };
-        self.slots.insert(peer, slot);
-        self.peers[slot as usize] = Some((peer, addresses));
-        Some(slot)
-    }
-
-    fn slot(&self, peer: &PeerId) -> Option<u32> {
-        self.slots.get(peer).copied()
-    }
-
-    fn get(&self, slot: u32) -> Option<&(PeerId, Vec<Multiaddr>)> {
-        self.peers.get(slot as usize)?.as_ref()
-    }
-
-    fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
-        let known = self.slot(peer).and_then(|slot| self.get(slot));
-        known.map_or(&[], |(_, addresses)| addresses)
-    }
-
-    fn keep(&mut self, used: &HashSet<u32>) {
-        self.slots.retain(|_, slot| {
-            let keep = used.contains(slot);
-            if !keep {
-                self.peers[*slot as usize] = None;
-                self.free.push(*slot);
-            }
-            keep
-        });
     }
 }
 
