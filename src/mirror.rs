@@ -87,6 +87,10 @@ pub async fn probe(
 /// small layer. A peer that takes longer for it than for a first byte would be left in mid-body, too (`body`).
 const CHECKED: u64 = 64 << 10;
 
+/// What is read whole has this long from its first byte on: with as much again for whoever is asked next within the time for
+/// a first byte. Kilobytes take milliseconds, and who brings them one by one is no use.
+const WHOLE: Duration = Duration::from_secs(1);
+
 /// What peers are shown, so that they know this node for one of theirs. Cloneable; all clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Papers {
@@ -489,7 +493,7 @@ impl Mirror {
                 (Some(_), Some(boarding)) => {
                     boarding.deadline().min(Instant::now() + attempt::GIVE_UP)
                 }
-                _ => sources.search.deadline,
+                _ => sources.search.deadline.min(Instant::now() + WHOLE),
             };
             let error = match whole(&mut source.delivery, deadline).await {
                 Ok(bytes) => match digest_of(&bytes, vouched.as_ref()) {
@@ -541,6 +545,7 @@ async fn checked(
         && is_whole
         && total <= CHECKED
     {
+        let deadline = deadline.min(Instant::now() + WHOLE);
         let bytes = whole(&mut source.delivery, deadline).await?;
         if !digest.verifies(&bytes) {
             return Err(PeerError::Wrong("what has another digest".into()));
@@ -563,6 +568,9 @@ async fn whole(delivery: &mut Delivery, deadline: Instant) -> Result<Bytes, Peer
     let mut bytes = Vec::with_capacity(total as usize);
     let read = async {
         while let Some(chunk) = delivery.answer.next().await? {
+            if chunk.len() as u64 > total - bytes.len() as u64 {
+                return Err(PeerError::Wrong(format!("more than {total} bytes")));
+            }
             bytes.extend_from_slice(&chunk);
         }
         Ok(())

@@ -7,7 +7,7 @@ pub mod messenger;
 pub mod rendezvous;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,14 +96,53 @@ pub struct Neighbour {
 /// it, too.
 pub fn may_be_peer(ip: IpAddr, by: IpAddr) -> bool {
     let ip = ip.to_canonical();
-    let is_link_local = match ip {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    !is_nobodys(ip) && (!ip.is_loopback() || by.to_canonical().is_loopback())
+}
+
+/// Services of clouds at addresses that look like a node's; AWS's link-local one and others' are left out as such.
+const SERVICES: [IpAddr; 3] = [
+    // Azure's virtual public address of every host: DNS, health probes, credentials of extensions.
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    // Alibaba Cloud's metadata.
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    // Google Cloud's metadata.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Whether no node of a cluster can be at `ip`, whoever says so: it means something else to each host (RFC 6890), or all of
+/// them, or a cloud's own service. Loopback is not judged here.
+fn is_nobodys(ip: IpAddr) -> bool {
+    let is_never = match ip {
+        // 0.0.0.0/8 is this host; 192.0.0.0/24 belongs to protocols, and was Oracle Cloud's metadata.
+        IpAddr::V4(v4) => {
+            let [first, second, third, _] = v4.octets();
+            v4.is_link_local()
+                || v4.is_broadcast()
+                || first == 0
+                || (first, second, third) == (192, 0, 0)
+        }
+        IpAddr::V6(v6) => {
+            let inner = embedded(v6).map(IpAddr::V4);
+            v6.is_unicast_link_local()
+                // AWS's own services, IMDS (fd00:ec2::254) among them.
+                || v6.segments()[..2] == [0xfd00, 0xec2]
+                || inner.is_some_and(|v4| v4.is_loopback() || is_nobodys(v4))
+        }
     };
-    !ip.is_unspecified()
-        && !ip.is_multicast()
-        && !is_link_local
-        && (!ip.is_loopback() || by.to_canonical().is_loopback())
+    is_never || ip.is_unspecified() || ip.is_multicast() || SERVICES.contains(&ip)
+}
+
+/// The IPv4 address to which a packet for `v6` may come: NAT64 (RFC 6052), 6to4 (RFC 3056), and "IPv4-compatible"
+/// (RFC 4291, 2.5.5.1) where that is not `::1`.
+fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [a, b, c, d, e, f, high, low] = v6.segments();
+    let of = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match [a, b, c, d, e, f] {
+        [0x64, 0xff9b, 0, 0, 0, 0] => Some(of(high, low)),
+        [0x2002, ..] => Some(of(b, c)),
+        [0, 0, 0, 0, 0, 0] if !v6.is_loopback() && !v6.is_unspecified() => Some(of(high, low)),
+        _ => None,
+    }
 }
 
 impl Peer {
@@ -115,5 +154,57 @@ impl Peer {
     /// Whether it is known to stand in another zone than `zone`.
     pub fn is_far_from(&self, zone: Option<&str>) -> bool {
         matches!((self.zone.as_deref(), zone), (Some(its), Some(zone)) if its != zone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_sends_this_node_where_no_node_can_be() {
+        let (far, near): (IpAddr, IpAddr) =
+            ("10.0.0.9".parse().unwrap(), "127.0.0.9".parse().unwrap());
+        // address, said by somebody elsewhere, said by somebody on this machine's loopback
+        for (ip, elsewhere, on_loopback) in [
+            ("10.0.0.1", true, true),
+            ("100.64.3.4", true, true),
+            ("192.0.2.1", true, true),
+            ("203.0.113.7", true, true),
+            ("fd00::1", true, true),
+            ("2001:db8::1", true, true),
+            ("::ffff:10.0.0.1", true, true),
+            ("64:ff9b::10.0.0.1", true, true),
+            ("2002:a00:1::1", true, true),
+            ("127.0.0.1", false, true),
+            ("127.255.255.254", false, true),
+            ("::1", false, true),
+            ("::ffff:127.0.0.1", false, true),
+            ("::127.0.0.1", false, false),
+            ("64:ff9b::127.0.0.1", false, false),
+            ("0.0.0.0", false, false),
+            ("0.1.2.3", false, false),
+            ("::", false, false),
+            ("169.254.1.1", false, false),
+            ("169.254.169.254", false, false),
+            ("::ffff:169.254.169.254", false, false),
+            ("::169.254.169.254", false, false),
+            ("64:ff9b::169.254.169.254", false, false),
+            ("2002:a9fe:a9fe::1", false, false),
+            ("fe80::1", false, false),
+            ("fd00:ec2::254", false, false),
+            ("fd20:ce::254", false, false),
+            ("168.63.129.16", false, false),
+            ("100.100.100.200", false, false),
+            ("192.0.0.192", false, false),
+            ("224.0.0.1", false, false),
+            ("239.255.255.250", false, false),
+            ("ff02::1", false, false),
+            ("255.255.255.255", false, false),
+        ] {
+            let parsed: IpAddr = ip.parse().unwrap();
+            assert_eq!(may_be_peer(parsed, far), elsewhere, "{ip}");
+            assert_eq!(may_be_peer(parsed, near), on_loopback, "{ip}");
+        }
     }
 }

@@ -14,7 +14,9 @@ use futures::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, HOST, HeaderName, RANGE, USER_AGENT};
+use hyper::header::{
+    ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, HOST, HeaderName, RANGE, TRANSFER_ENCODING, USER_AGENT,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -242,6 +244,10 @@ fn vouched(
 /// Which bytes the response brings, if it is one that we asked for.
 fn described(response: &Response<Incoming>, ask: &Ask) -> Result<(Span, u64), PeerError> {
     let length = || {
+        // Chunks go on for as long as they like, whatever length stands beside them (RFC 9112, 6.3).
+        if response.headers().contains_key(TRANSFER_ENCODING) {
+            return Err(PeerError::Wrong("a body of chunks".into()));
+        }
         text(response, &CONTENT_LENGTH)
             .and_then(|length| length.parse::<u64>().ok())
             .ok_or_else(|| PeerError::Wrong("no Content-Length".into()))

@@ -140,14 +140,19 @@ impl Flights {
             Ok(answer) => Some(answer),
             Err(error) => {
                 debug!(peer = %whom, error, "a meeting point gives no answer");
-                let now = Instant::now();
-                let mut memory = self.memory();
-                memory.dead.retain(|_, until| now < *until);
-                if memory.dead.len() < MAX_REMEMBERED {
-                    memory.dead.insert(whom.clone(), now + DEAD);
-                }
+                self.passes_over(whom);
                 None
             }
+        }
+    }
+
+    /// For a while it is asked nothing.
+    fn passes_over(&self, whom: &PeerId) {
+        let now = Instant::now();
+        let mut memory = self.memory();
+        memory.dead.retain(|_, until| now < *until);
+        if memory.dead.len() < MAX_REMEMBERED {
+            memory.dead.insert(whom.clone(), now + DEAD);
         }
     }
 

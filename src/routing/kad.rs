@@ -58,6 +58,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 pub use acquaintances::MAX_ZONE;
 pub use event_loop::EventLoop;
 pub use meetings::{distance, place};
+#[cfg(feature = "testing")]
+pub(crate) use membership::Membership;
 pub use membership::PROTOCOL as MEMBER_PROTOCOL;
 pub use metrics::{Metrics, Strangers};
 pub use transport::Carrier;

@@ -7,6 +7,7 @@
 mod cluster;
 mod files;
 mod hosts;
+mod members;
 mod requests;
 
 /// A property, by its name, which is that of its directory in `fuzz/corpus`, too.
@@ -46,6 +47,12 @@ pub const TARGETS: &[Target] = &[
         holds: cluster::message,
         seeds: cluster::messages,
         words: &[],
+    },
+    Target {
+        name: "membership-messages",
+        holds: members::stranger,
+        seeds: members::strangers,
+        words: members::WORDS,
     },
 ];
 

@@ -15,12 +15,15 @@ use super::{Flights, MAX_REMEMBERED};
 use crate::oci::Digest;
 use crate::routing::messenger::Meeting;
 use crate::routing::rendezvous::{Advice, Course, Doubt, Generation, Rendezvous, Standing, Wish};
-use crate::routing::{PeerId, may_be_peer};
+use crate::routing::{Peer, PeerId, may_be_peer};
 
 /// Meeting points that are tried: the closest, and two that would follow it.
 const TRIES: usize = 3;
 /// From one node to the next, until one has room: a tree of fan-out 2 with a million nodes is not deeper than 20.
 const MAX_HOPS: usize = 24;
+/// Parents of one question that are nowhere where a node can be, before whoever names them is passed over, too. A meeting
+/// point knows of a participant's addresses what that one has said.
+const MAX_IMPOSSIBLE: usize = 3;
 /// Who answered for a content is asked again without a search for so long.
 const DESK: Duration = Duration::from_secs(5);
 /// Searches for meeting points, and reports to them, that are under way at once. A node takes part in some tens of layers:
@@ -106,10 +109,25 @@ impl Flights {
     ) -> Option<Advice> {
         let mut root = desk;
         let mut at = root.clone();
+        let mut impossible = 0;
         for _ in 0..MAX_HOPS {
             let question = Question::Ask(wish.clone(), circumstances.clone());
             match self.put(&at, question).await {
                 Some(Answer::Advice(advice)) => {
+                    let advice = match self.careful(advice) {
+                        Ok(advice) => advice,
+                        // Somebody may have told it so of himself; one that goes on with others of his kind is no better.
+                        Err(parent) if impossible < MAX_IMPOSSIBLE => {
+                            debug!(desk = %at, %parent, "is told to follow somebody who is nowhere");
+                            impossible += 1;
+                            wish.doubts.push((parent, Doubt::Silent));
+                            continue;
+                        }
+                        Err(_) => {
+                            self.passes_over(&at);
+                            return None;
+                        }
+                    };
                     // Whoever was named knows whom to follow, but not whether somebody leads: the next question is the
                     // meeting point's again.
                     let now = Instant::now();
@@ -118,7 +136,7 @@ impl Flights {
                     remember(&mut memory.patrons, &wish.digest, &at, now);
                     drop(memory);
                     self.table().takes_part(&wish, &advice);
-                    return Some(self.careful(advice));
+                    return Some(advice);
                 }
                 // It has looked further than this node.
                 Some(Answer::Closer(peer)) if at == root => {
@@ -141,29 +159,39 @@ impl Flights {
         None
     }
 
-    /// Advice whose addresses are those of a node.
-    fn careful(&self, advice: Advice) -> Advice {
-        let Advice::Follow {
-            mut parent,
-            depth,
-            is_queued,
-        } = advice
-        else {
-            return advice;
-        };
+    /// Advice whose addresses are those of another node. Else the name of the parent that has none.
+    fn careful(&self, advice: Advice) -> Result<Advice, PeerId> {
+        match advice {
+            Advice::Follow {
+                parent,
+                depth,
+                is_queued,
+            } => {
+                let id = parent.id.clone();
+                let parent = self.reachable(parent).ok_or(id)?;
+                Ok(Advice::Follow {
+                    parent,
+                    depth,
+                    is_queued,
+                })
+            }
+            Advice::Lead { .. } | Advice::Wait { .. } => Ok(advice),
+        }
+    }
+
+    /// Somebody of whom another has told, with those of its addresses at which a node other than this one can be; None where
+    /// there are none.
+    pub(super) fn reachable(&self, mut peer: Peer) -> Option<Peer> {
         let me = self.0.messenger.me();
         // Every node's registry is at the same port, except where several share a machine's loopback.
-        parent.registry.retain(|address| {
-            me.registry.iter().any(|mine| {
-                let is_port = address.port() == mine.port() || mine.ip().is_loopback();
-                is_port && may_be_peer(address.ip(), mine.ip())
-            })
+        peer.registry.retain(|address| {
+            !me.registry.contains(address)
+                && me.registry.iter().any(|mine| {
+                    let is_port = address.port() == mine.port() || mine.ip().is_loopback();
+                    is_port && may_be_peer(address.ip(), mine.ip())
+                })
         });
-        Advice::Follow {
-            parent,
-            depth,
-            is_queued,
-        }
+        (!peer.registry.is_empty()).then_some(peer)
     }
 
     /// The meeting point of a content: who last proved to be, else the closest that is alive.

@@ -32,6 +32,11 @@ const COME_BACK: Duration = Duration::from_millis(40);
 /// What was found out holds for so long; by then somebody leads, or nobody asks any more.
 const LOOKED: Duration = Duration::from_secs(1);
 
+/// Looks within [`LOOKED`]: each is a search in the DHT and three calls, and costs whoever asks for it one message. A hundred
+/// nodes that begin ten images of thirty layers in the same second need three hundred, if this node is the meeting point of
+/// them all; beyond it who asks is told what is known here.
+const MAX_LOOKS: usize = 512;
+
 /// A look around that one asker has begun and that all who ask meanwhile wait for.
 pub(super) type Look = Shared<BoxFuture<'static, Option<Peer>>>;
 
@@ -137,13 +142,14 @@ impl Flights {
             return look.clone();
         }
         memory.looks.retain(|_, (_, at)| is_fresh(*at));
+        if memory.looks.len() >= MAX_LOOKS {
+            return std::future::ready(None).boxed().shared();
+        }
         let (this, of) = (self.clone(), digest.clone());
         // Ends by itself: its search and its calls are bounded. One that panicked has found nobody.
         let task = tokio::spawn(async move { this.look_around(&of).await });
         let look = task.map(|found| found.ok().flatten()).boxed().shared();
-        if memory.looks.len() < MAX_REMEMBERED {
-            memory.looks.insert(digest.clone(), (look.clone(), now));
-        }
+        memory.looks.insert(digest.clone(), (look.clone(), now));
         look
     }
 
@@ -176,7 +182,11 @@ impl Flights {
                     let mut table = self.table();
                     for (peer, standing) in known {
                         let is_root = matches!(standing.part, Part::Leads { .. } | Part::Holds);
-                        if standing.digest == *digest && is_root && peer.id != me.id {
+                        if standing.digest == *digest
+                            && is_root
+                            && peer.id != me.id
+                            && let Some(peer) = self.reachable(peer)
+                        {
                             table.report(&peer, &[standing], Instant::now());
                             is_known = true;
                         }
@@ -319,6 +329,23 @@ mod tests {
             "{advised:?}"
         );
         assert_eq!(nodes[0].1.memory().looks.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_for_what_is_made_up_has_this_node_search_so_often_and_no_more() {
+        let digest = Digest::sha256(b"layer");
+        let nodes = nodes(&digest).await;
+        let (desk, from) = (&nodes[0], nodes[1].0.peer());
+        for n in 0..10 * MAX_LOOKS {
+            let made_up = Digest::sha256(&n.to_be_bytes());
+            let circumstances = Circumstances::default();
+            desk.1.advise(&from, wish(&made_up), circumstances).await;
+        }
+
+        assert_eq!(desk.1.memory().looks.len(), MAX_LOOKS);
+        tokio::time::advance(LOOKED).await;
+        let (advised, _) = advice(&nodes[5].1, &digest).await;
+        assert!(matches!(advised, Advice::Lead { .. }), "{advised:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -314,6 +314,9 @@ impl Flight {
             return;
         };
         let has_grown = standing.offset > entry.offset;
+        if entry.node.registry.is_empty() {
+            entry.node = from.clone();
+        }
         entry.heard = now;
         entry.offset = standing.offset;
         entry.rate = standing.rate;
@@ -591,6 +594,8 @@ impl Flight {
             let id = entry.id();
             if *id == asker.id
                 || entry.role == Role::Asks
+                // It has not said where it is, or nowhere where a node can be.
+                || entry.node.registry.is_empty()
                 || !entry.is_live(now)
                 || self.is_bad(&asker.id, id, now)
                 || has_room && self.room(entry, now) == 0

@@ -467,13 +467,17 @@ fn peer(node: &NodeMessage) -> Option<Peer> {
     Some(Peer {
         id: name(&node.id)?,
         registry: registry.filter_map(|text| text.parse().ok()).collect(),
-        zone: (!node.zone.is_empty() && node.zone.len() <= MAX_NAME)
-            .then(|| node.zone.as_str().into()),
+        zone: is_name(&node.zone).then(|| node.zone.as_str().into()),
     })
 }
 
 fn name(text: &str) -> Option<PeerId> {
-    (!text.is_empty() && text.len() <= MAX_NAME).then(|| PeerId::new(text))
+    is_name(text).then(|| PeerId::new(text))
+}
+
+/// What may stand in a log and on a page: no line of somebody else's making.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_NAME && !text.contains(char::is_control)
 }
 
 fn digest(text: &str) -> Result<Digest, WireError> {
@@ -481,7 +485,7 @@ fn digest(text: &str) -> Result<Digest, WireError> {
 }
 
 fn image(text: &str) -> Result<String, WireError> {
-    if text.len() > MAX_IMAGE {
+    if text.len() > MAX_IMAGE || text.contains(char::is_control) {
         return Err(WireError::Missing("image"));
     }
     Ok(text.to_string())

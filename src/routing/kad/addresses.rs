@@ -3,10 +3,12 @@
 //! Addresses come from the network. One that means something else to each host (loopback, link-local) would make this
 //! node knock at its own doors or at the cloud's metadata service, so such addresses are dropped at every entrance.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+
+use crate::routing::may_be_peer;
 
 /// What this node takes for an address.
 #[derive(Clone, Copy, Debug)]
@@ -41,15 +43,14 @@ impl Policy {
         (ends && port != 0 && self.allows(ip)).then(|| SocketAddr::new(ip, port))
     }
 
+    /// Who tells it may be anywhere in the swarm, which is on this machine only if this node is.
     fn allows(self, ip: IpAddr) -> bool {
-        let link_local = match ip {
-            IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        let by = match self.loopback {
+            true => Ipv4Addr::LOCALHOST.into(),
+            // Of documentation: any that is not loopback.
+            false => Ipv4Addr::new(192, 0, 2, 1).into(),
         };
-        !(link_local
-            || ip.is_unspecified()
-            || ip.is_multicast()
-            || ip.is_loopback() && !self.loopback)
+        may_be_peer(ip, by)
     }
 }
 
@@ -76,6 +77,7 @@ mod tests {
             ("/ip6/::ffff:127.0.0.1/tcp/5001".to_string(), false, true),
             ("/ip4/169.254.169.254/tcp/80".to_string(), false, false),
             ("/ip6/fe80::1/tcp/5001".to_string(), false, false),
+            ("/ip6/fd00:ec2::254/tcp/80".to_string(), false, false),
             ("/ip4/0.0.0.0/tcp/5001".to_string(), false, false),
             ("/ip6/::/tcp/5001".to_string(), false, false),
             ("/ip4/224.0.0.1/tcp/5001".to_string(), false, false),

@@ -44,10 +44,6 @@ pub const DIAL: Duration = Duration::from_secs(5);
 /// lookup dials again; a connection costs 46 KiB (measured).
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Handshakes that may be under way from outside; one more is refused. A thousand nodes may call one that they are not
-/// connected to in the same moment: with 256, 227 to 440 of them were refused (measured, both ends on two cores).
-const MAX_PENDING_IN: u32 = 1024;
-
 /// In both directions. [`MAX_INBOUND`] is reached long before; the rest is this node's own dials, which its own work bounds.
 const MAX_ESTABLISHED: u32 = 4096;
 
@@ -115,7 +111,6 @@ pub fn swarm(
         // Otherwise every interface is announced, loopback and the container bridge among them.
         .with_hide_listen_addrs(true);
     let limits = ConnectionLimits::default()
-        .with_max_pending_incoming(Some(MAX_PENDING_IN))
         .with_max_established(Some(MAX_ESTABLISHED))
         .with_max_established_per_peer(Some(MAX_PER_PEER));
     let behaviour = Behaviour {

@@ -393,5 +393,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Proven<S> {
     }
 }
 
+#[cfg(feature = "testing")]
+mod stranger;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,8 @@
 //! said that it leaves is gone until it connects again: what else is heard of it was said before. Time is an argument
 //! except where libp2p's trait leaves no room for it.
 
+mod interned;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -22,6 +24,7 @@ use rand::seq::SliceRandom;
 use tokio::time::Instant;
 
 use super::addresses::Policy;
+use interned::{Interned, level};
 
 /// What an answer holds: Kademlia's replication factor, which is also what libp2p cuts the answer down to.
 const ANSWER: usize = 20;
@@ -35,6 +38,13 @@ const MAX_REMOTE_KEYS: usize = 1 << 17;
 /// A key with one record takes 214 bytes, a further record of it 24 to 48 (`memory` measures it): 200,000 records take 7 MiB
 /// at fifty to a key, 11 at ten, 24 at two. With both bounds the store stays under 48 MiB, whoever fills it.
 const MAX_REMOTE_RECORDS: usize = 1 << 19;
+
+/// When the store is full, as much of it is freed at once: to look through it takes tens of milliseconds, and is worth
+/// thousands of records that way.
+const FREED: usize = 16;
+
+/// Where that frees nothing (everybody tells of the same keys) it is not tried again before so long.
+const CROWDED_FOR: Duration = Duration::from_secs(10);
 
 /// Far more than a cluster has nodes: a bound for a flood of made-up names.
 const MAX_PEERS: usize = 1 << 14;
@@ -63,6 +73,8 @@ pub struct Store {
     /// In `remote`, of all keys together.
     records: usize,
     peers: Interned,
+    /// Until then nobody makes room for others.
+    crowded: Option<Instant>,
     gone: HashMap<PeerId, Gone>,
     /// The trait asks for providers through a shared reference.
     rng: RefCell<StdRng>,
@@ -91,6 +103,7 @@ impl Store {
             remote: HashMap::new(),
             records: 0,
             peers: Interned::default(),
+            crowded: None,
             gone: HashMap::new(),
             rng: RefCell::new(rng),
         }
@@ -118,6 +131,10 @@ impl Store {
             told.retain(|told| told.until > now);
             !told.is_empty()
         });
+        self.peers.records.fill(0);
+        for told in self.remote.values().flatten() {
+            self.peers.records[told.peer as usize] += 1;
+        }
         self.records = self.remote.values().map(Vec::len).sum();
         // The table alone is half of what single records cost.
         if self.remote.len() < self.remote.capacity() / 4 {
@@ -187,11 +204,6 @@ impl Store {
             return Ok(());
         }
         self.heard(&record.provider);
-        let full = self.records >= MAX_REMOTE_RECORDS;
-        if (full || self.remote.len() >= MAX_REMOTE_KEYS) && !self.remote.contains_key(&record.key)
-        {
-            return Err(Error::MaxProvidedKeys);
-        }
         let mut addresses = record.addresses;
         addresses.retain(|address| self.policy.socket(address).is_some());
         addresses.truncate(MAX_ADDRESSES);
@@ -202,18 +214,82 @@ impl Store {
             Some(until) => until.into(),
             None => now + super::records::RECORD_LIFE,
         };
+        if let Some(told) = self.remote.get_mut(&record.key) {
+            if let Some(known) = told.iter_mut().find(|told| told.peer == peer) {
+                known.until = until;
+                return Ok(());
+            }
+            if told.len() >= MAX_PER_KEY
+                && let Some(oldest) = told.iter_mut().min_by_key(|told| told.until)
+            {
+                self.peers.records[oldest.peer as usize] -= 1;
+                self.peers.records[peer as usize] += 1;
+                *oldest = Told { peer, until };
+                return Ok(());
+            }
+        }
+        if !self.has_room_for(&record.key) && !self.make_room_for(&record.key, peer, now) {
+            return Err(Error::MaxProvidedKeys);
+        }
         // Most keys have one provider, and a Vec left to itself begins with four.
         let told = self.remote.entry(record.key);
         let told = told.or_insert_with(|| Vec::with_capacity(1));
-        if let Some(known) = told.iter_mut().find(|told| told.peer == peer) {
-            known.until = until;
-        } else if told.len() < MAX_PER_KEY && !full {
-            told.push(Told { peer, until });
-            self.records += 1;
-        } else if let Some(oldest) = told.iter_mut().min_by_key(|told| told.until) {
-            *oldest = Told { peer, until };
-        }
+        told.push(Told { peer, until });
+        self.peers.records[peer as usize] += 1;
+        self.records += 1;
         Ok(())
+    }
+
+    fn has_room_for(&self, key: &RecordKey) -> bool {
+        self.records < MAX_REMOTE_RECORDS
+            && (self.remote.len() < MAX_REMOTE_KEYS || self.remote.contains_key(key))
+    }
+
+    /// The store is full. Whoever has told less than the others on average gets in, and those who have told the most are cut
+    /// down for it; so one who tells of a million keys has them at nobody's expense.
+    fn make_room_for(&mut self, key: &RecordKey, peer: u32, now: Instant) -> bool {
+        let of_all = self.records / self.peers.slots.len().max(1);
+        if self.peers.records[peer as usize] as usize >= of_all
+            || self.crowded.is_some_and(|until| now < until)
+        {
+            return false;
+        }
+        // Each of the greedy may share its keys with others, and then more must go before a key does.
+        for part in [8, 4, 2] {
+            self.cut(self.records / part);
+            if self.records <= MAX_REMOTE_RECORDS - MAX_REMOTE_RECORDS / FREED
+                && self.remote.len() <= MAX_REMOTE_KEYS - MAX_REMOTE_KEYS / FREED
+            {
+                break;
+            }
+        }
+        if !self.has_room_for(key) {
+            self.crowded = Some(now + CROWDED_FOR);
+            return false;
+        }
+        true
+    }
+
+    /// Takes about so many records from those who have told the most, until none of them has more than another one. All lose
+    /// the same keys, as far as they have told of the same ones.
+    fn cut(&mut self, excess: usize) {
+        let share = level(self.peers.records.clone(), excess);
+        let beyond = |records: &u32| records.saturating_sub(share);
+        let mut over: Vec<u32> = self.peers.records.iter().map(beyond).collect();
+        let (counts, records) = (&mut self.peers.records, &mut self.records);
+        self.remote.retain(|_, told| {
+            told.retain(|told| {
+                let slot = told.peer as usize;
+                let goes = over[slot] > 0;
+                if goes {
+                    over[slot] -= 1;
+                    counts[slot] -= 1;
+                    *records -= 1;
+                }
+                !goes
+            });
+            !told.is_empty()
+        });
     }
 
     /// A random [`ANSWER`] of the peers that provide `key` and are not gone. This node itself is always among them:
@@ -256,7 +332,9 @@ impl Store {
         {
             let before = told.len();
             told.retain(|told| told.peer != peer);
-            self.records -= before - told.len();
+            let gone = before - told.len();
+            self.records -= gone;
+            self.peers.records[peer as usize] -= gone as u32;
             if told.is_empty() {
                 self.remote.remove(key);
             }
@@ -297,63 +375,6 @@ impl RecordStore for Store {
 
     fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
         self.forget(key, provider);
-    }
-}
-
-/// Peers by a small number, each with its newest addresses.
-#[derive(Default)]
-struct Interned {
-    slots: HashMap<PeerId, u32>,
-    peers: Vec<Option<(PeerId, Vec<Multiaddr>)>>,
-    free: Vec<u32>,
-}
-
-impl Interned {
-    /// The newest addresses count for every key of the peer; none at all are no news.
-    fn intern(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) -> Option<u32> {
-        if let Some(slot) = self.slots.get(&peer) {
-            if let Some(Some((_, known))) = self.peers.get_mut(*slot as usize)
-                && !addresses.is_empty()
-            {
-                *known = addresses;
-            }
-            return Some(*slot);
-        }
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.peers.len() < MAX_PEERS => {
-                self.peers.push(None);
-                u32::try_from(self.peers.len() - 1).ok()?
-            }
-            None => return None,
-        };
-        self.slots.insert(peer, slot);
-        self.peers[slot as usize] = Some((peer, addresses));
-        Some(slot)
-    }
-
-    fn slot(&self, peer: &PeerId) -> Option<u32> {
-        self.slots.get(peer).copied()
-    }
-
-    fn get(&self, slot: u32) -> Option<&(PeerId, Vec<Multiaddr>)> {
-        self.peers.get(slot as usize)?.as_ref()
-    }
-
-    fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
-        let known = self.slot(peer).and_then(|slot| self.get(slot));
-        known.map_or(&[], |(_, addresses)| addresses)
-    }
-
-    fn keep(&mut self, used: &HashSet<u32>) {
-        self.slots.retain(|_, slot| {
-            let keep = used.contains(slot);
-            if !keep {
-                self.peers[*slot as usize] = None;
-                self.free.push(*slot);
-            }
-            keep
-        });
     }
 }
 

@@ -41,7 +41,8 @@ pub fn bootstrap(bytes: &[u8]) {
     assert_eq!(again, addresses);
 }
 
-/// A message of the meeting points, asked or answered: read, written and read again it is the same.
+/// A message of the meeting points, asked or answered: read, written and read again it is the same, and a name in it is one
+/// that may stand in a line of the log.
 pub fn message(bytes: &[u8]) {
     let bytes = Bytes::copy_from_slice(bytes);
     if let Ok(question) = Question::decode(bytes.clone()) {
@@ -51,6 +52,14 @@ pub fn message(bytes: &[u8]) {
         assert_eq!(again.encode(), written);
     }
     if let Ok(answer) = Answer::decode(bytes) {
+        if let Answer::Advice(Advice::Follow { parent, .. }) = &answer {
+            let texts = [
+                parent.id.as_str(),
+                parent.zone.as_deref().unwrap_or_default(),
+            ];
+            let is_line = |text: &str| text.len() <= 128 && !text.contains(char::is_control);
+            assert!(texts.into_iter().all(is_line), "{texts:?}");
+        }
         let written = answer.encode();
         let again = Answer::decode(written.clone()).expect("what we write");
         assert_eq!(again, answer);

@@ -129,6 +129,28 @@ fn is_wait(said: &Said) -> bool {
 }
 
 #[test]
+fn who_has_not_said_where_it_is_is_nobodys_parent() {
+    let mut world = World::new();
+    let nowhere = Peer {
+        registry: Vec::new(),
+        ..peer("leader")
+    };
+    world.table.report(&nowhere, &[leads(MIB)], world.now);
+    let said = world.ask("child", &wish(0));
+    assert!(
+        matches!(said, Said::Advice(Advice::Wait { .. })),
+        "{said:?}"
+    );
+
+    // Its next report comes after it has.
+    world.report("leader", leads(2 * MIB));
+    match world.ask("child", &wish(0)) {
+        Said::Advice(Advice::Follow { parent, .. }) => assert_eq!(parent, peer("leader")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn of_nothing_known_others_are_asked_first() {
     let mut world = World::new();
     let (now, who) = (world.now, peer("a"));

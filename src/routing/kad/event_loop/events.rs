@@ -24,6 +24,9 @@ use super::EventLoop;
 use super::join::Phase;
 use crate::telemetry::Seldom;
 
+/// Of one answer: as many as a node keeps of a key. One answer of 16 KiB has room for hundreds of made-up ones.
+const MAX_PROVIDERS: usize = 64;
+
 impl EventLoop {
     pub(super) fn observe(&mut self, event: SwarmEvent<BehaviourEvent>) {
         let now = Instant::now();
@@ -173,7 +176,7 @@ impl EventLoop {
     /// and in the store, if it was the store that answered.
     fn found(&mut self, query: QueryId, providers: HashSet<PeerId>, now: Instant) {
         let me = *self.swarm.local_peer_id();
-        for provider in providers {
+        for provider in providers.into_iter().take(MAX_PROVIDERS) {
             let store = self.swarm.behaviour_mut().kad.store_mut();
             if provider == me
                 || !self.lookups.wants(query, &provider)
@@ -181,14 +184,22 @@ impl EventLoop {
             {
                 continue;
             }
-            let told = self.told_at(provider);
-            let registry = self.registries(told.into_iter());
+            let registry = self.registry_of_provider(provider);
             if !registry.is_empty() {
                 let peer = self.peer_at(provider, registry);
                 self.lookups.found(query, provider, peer, now);
             }
         }
         self.lookups.answered(query, now);
+    }
+
+    /// What others say of a connected peer's place is worth nothing beside what it says itself.
+    fn registry_of_provider(&mut self, provider: PeerId) -> Vec<SocketAddr> {
+        let told = match self.connected.get(&provider) {
+            Some(at) if !at.is_empty() => at.iter().copied().collect(),
+            _ => self.told_at(provider),
+        };
+        self.registries(told.into_iter())
     }
 
     /// A peer has said who it is, where it is, and what it speaks.
@@ -199,10 +210,13 @@ impl EventLoop {
         if !info.protocols.contains(&KAD_PROTOCOL) {
             // One that we dialed: of one that dialed us we want nothing.
             if self.connected.get(&peer).is_some_and(|at| !at.is_empty()) {
-                warn!(
-                    %peer, agent = info.agent_version,
-                    "what answers at a bootstrap address does not speak {KAD_PROTOCOL}",
-                );
+                static SAID: Seldom = Seldom::new();
+                if SAID.is_due() {
+                    warn!(
+                        %peer, agent = info.agent_version,
+                        "what answers at a router's address does not speak {KAD_PROTOCOL}",
+                    );
+                }
                 self.joining.met_stranger();
                 // An error says that it is gone already.
                 let _ = self.swarm.disconnect_peer_id(peer);

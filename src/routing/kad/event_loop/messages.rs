@@ -319,12 +319,12 @@ impl EventLoop {
         sockets.collect()
     }
 
-    /// The registries of a node with these addresses, each once.
+    /// The registries of another node with these addresses, each once.
     pub(super) fn registries(&self, at: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
         let mut registries = Vec::new();
         for address in at {
             let registry = SocketAddr::new(address.ip(), self.registry_port);
-            if !registries.contains(&registry) {
+            if !registries.contains(&registry) && !self.me.registry.contains(&registry) {
                 registries.push(registry);
             }
         }

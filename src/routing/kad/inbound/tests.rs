@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use futures::StreamExt;
 use libp2p::Swarm;
@@ -28,40 +28,75 @@ fn whoever_has_been_idle_for_longest_makes_room_and_nobody_who_is_not() {
         (3, vec![11, 12, 13], Err(Full(3))),
     ] {
         let start = Instant::now();
-        let mut guests = Guests {
-            cap,
-            running: RUNNING,
-            stirred: HashMap::new(),
-        };
+        let mut guests = Guests::new(cap, RUNNING);
         for (n, at) in ran.iter().enumerate() {
-            guests.came(id(n), PeerId::random(), start);
+            guests.came(id(n), PeerId::random(), None, start);
             guests.ran(id(n), start + *at * SECOND);
         }
 
-        let admitted = guests.admit(start + 20 * SECOND);
+        let admitted = guests.admit(None, start + 20 * SECOND);
 
         let gone = admitted.map(|evicted| evicted.map(|(_, id)| id));
         assert_eq!(gone, goes.map(|n| n.map(id)), "{ran:?}");
         let left = ran.len() - usize::from(matches!(gone, Ok(Some(_))));
-        assert_eq!(guests.stirred.len(), left);
+        assert_eq!(guests.connected.len(), left);
     }
 }
 
 #[test]
 fn what_this_node_asks_a_peer_keeps_all_its_connections() {
     let (start, peer) = (Instant::now(), PeerId::random());
-    let mut guests = Guests {
-        cap: 2,
-        running: RUNNING,
-        stirred: HashMap::new(),
-    };
-    guests.came(id(0), peer, start);
-    guests.came(id(1), peer, start);
+    let mut guests = Guests::new(2, RUNNING);
+    guests.came(id(0), peer, None, start);
+    guests.came(id(1), peer, None, start);
 
     guests.ran_with(peer, start + 20 * SECOND);
-    assert_eq!(guests.admit(start + 21 * SECOND), Err(Full(2)));
+    assert_eq!(guests.admit(None, start + 21 * SECOND), Err(Full(2)));
     guests.went(id(0));
-    assert_eq!(guests.admit(start + 21 * SECOND), Ok(None));
+    assert_eq!(guests.admit(None, start + 21 * SECOND), Ok(None));
+}
+
+#[test]
+fn the_address_with_the_most_busy_connections_makes_room_for_others() {
+    let (now, ip) = (Instant::now(), |n: u8| Some(IpAddr::from([10, 0, 0, n])));
+    // the addresses of connections 0, 1, 2, ..., who comes, who goes for it
+    for (from, newcomer, goes) in [
+        (vec![1, 2, 2, 2], 3, Some(1)),
+        (vec![1, 2, 2, 2], 1, Some(1)),
+        (vec![1, 1, 1, 1], 1, None),
+        (vec![1, 2, 3, 4], 5, None),
+    ] {
+        let mut guests = Guests::new(from.len(), RUNNING);
+        for (n, from) in from.iter().enumerate() {
+            let at = now + n as u32 * SECOND / 10;
+            guests.came(id(n), PeerId::random(), ip(*from), at);
+        }
+
+        let admitted = guests.admit(ip(newcomer), now + SECOND);
+
+        let gone = admitted.ok().flatten().map(|(_, id)| id);
+        assert_eq!(gone, goes.map(id), "{from:?} {newcomer}");
+    }
+}
+
+#[test]
+fn one_address_may_have_as_many_handshakes_under_way_as_are_free_for_all_others() {
+    let ip = |n: u8| Some(IpAddr::from([10, 0, 0, n]));
+    let mut guests = Guests::new(1, RUNNING);
+    let mut next = 0;
+    let mut begin = |guests: &mut Guests, of: u8| {
+        next += 1;
+        guests.calls(id(next), ip(of)).is_ok()
+    };
+    let of_one = (0..2 * MAX_PENDING).filter(|_| begin(&mut guests, 1));
+    assert_eq!(of_one.count(), MAX_PENDING / 2);
+
+    // As many others as are left, each with one.
+    let others = (0..200).filter(|n| begin(&mut guests, 2 + *n as u8));
+    assert_eq!(others.count(), 200);
+    assert!(!begin(&mut guests, 1));
+    guests.pending.clear();
+    assert!(begin(&mut guests, 1));
 }
 
 fn swarm() -> Swarm<Behaviour> {

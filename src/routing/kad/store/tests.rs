@@ -145,16 +145,85 @@ fn addresses_that_nobody_can_use_are_not_kept_and_the_newest_count() {
 }
 
 #[test]
-fn the_number_of_remote_keys_is_bounded_and_own_keys_are_not_affected() {
+fn a_million_records_of_one_peer_take_nothing_from_the_others() {
+    const HONEST: u32 = 200;
+    const KEYS: u32 = 100;
     let (mut store, now) = store();
-    let peer = PeerId::random();
-    for n in 0..MAX_REMOTE_KEYS as u32 {
-        store.insert(record(n, peer, now), now).unwrap();
+    let honest: Vec<PeerId> = (0..HONEST).map(|_| PeerId::random()).collect();
+    let greedy = PeerId::random();
+    let tell = |store: &mut Store, n: u32, keys: std::ops::Range<u32>| {
+        for key in keys {
+            let of = record(key * HONEST + n, honest[n as usize], now);
+            store.insert(of, now).unwrap();
+        }
+    };
+    let bounded = |store: &Store| {
+        assert!(store.remote.len() <= MAX_REMOTE_KEYS);
+        assert!(store.records <= MAX_REMOTE_RECORDS);
+        let counted: u32 = store.peers.records.iter().sum();
+        assert_eq!(counted as usize, store.records);
+    };
+    // Half of them are there before it, half come when it is at work, and it goes on.
+    let mut refused = 0;
+    for n in 0..HONEST / 2 {
+        tell(&mut store, n, 0..KEYS);
     }
+    for n in 0..1_000_000 {
+        let flood = record(u32::MAX - n, greedy, now);
+        refused += u32::from(store.insert(flood, now).is_err());
+        if n % 10_000 == 9_999 {
+            tell(&mut store, HONEST / 2 + n / 10_000, 0..KEYS);
+        }
+    }
+    bounded(&store);
+    assert!(refused > 100_000, "{refused}");
 
-    assert!(store.insert(record(u32::MAX, peer, now), now).is_err());
-    assert!(store.insert(record(7, PeerId::random(), now), now).is_ok());
-    assert!(store.insert(record(u32::MAX, store.me, now), now).is_ok());
+    for n in 0..HONEST * KEYS {
+        let provider = honest[(n % HONEST) as usize];
+        assert_eq!(providers(&store, n, now), [provider], "key {n}");
+    }
+    // Nor by telling that it has what they have.
+    for n in 0..HONEST * KEYS {
+        let _ = store.insert(record(n, greedy, now), now);
+        let provider = honest[(n % HONEST) as usize];
+        assert!(providers(&store, n, now).contains(&provider), "key {n}");
+    }
+    bounded(&store);
+    let own = record(7, store.me, now);
+    assert!(store.insert(own, now).is_ok());
+}
+
+#[test]
+fn those_who_tell_of_the_same_keys_all_make_room() {
+    let (mut store, now) = store();
+    let greedy = [PeerId::random(), PeerId::random(), PeerId::random()];
+    for n in 0..MAX_REMOTE_KEYS as u32 {
+        for peer in greedy {
+            store.insert(record(n, peer, now), now).unwrap();
+        }
+    }
+    let one = PeerId::random();
+
+    store.insert(record(u32::MAX, one, now), now).unwrap();
+
+    assert_eq!(providers(&store, u32::MAX, now), [one]);
+    assert!(store.remote.len() < MAX_REMOTE_KEYS - MAX_REMOTE_KEYS / FREED);
+}
+
+#[test]
+fn who_has_told_the_most_is_cut_to_what_the_next_has() {
+    // records of each, how many are to go, what is left to each
+    for (counts, excess, share) in [
+        (vec![100], 10, 90),
+        (vec![100, 10], 50, 50),
+        (vec![100, 10], 90, 10),
+        (vec![100, 10], 100, 5),
+        (vec![50, 50, 1], 50, 25),
+        (vec![5, 0, 0], 5, 0),
+        (vec![], 5, 0),
+    ] {
+        assert_eq!(level(counts.clone(), excess), share, "{counts:?} {excess}");
+    }
 }
 
 #[test]
@@ -200,7 +269,7 @@ fn a_peer_that_left_is_hidden_until_it_connects_again_or_minutes_are_over() {
 }
 
 #[test]
-fn the_number_of_remote_records_is_bounded_and_who_knows_a_key_still_hears_news_of_it() {
+fn the_number_of_records_is_bounded_and_a_full_store_is_shared_by_all() {
     let (mut store, now) = store();
     let peers: Vec<PeerId> = (0..=MAX_PER_KEY).map(|_| PeerId::random()).collect();
     let keys = (MAX_REMOTE_RECORDS / MAX_PER_KEY) as u32;
@@ -211,14 +280,15 @@ fn the_number_of_remote_records_is_bounded_and_who_knows_a_key_still_hears_news_
     }
     assert_eq!(store.records, MAX_REMOTE_RECORDS);
 
+    // All have told as much as all others.
     assert!(store.insert(record(keys, peers[0], now), now).is_err());
+    // Who knows a key still hears news of it.
     let later = now + GONE_FOR;
-    store
-        .insert(record(0, peers[MAX_PER_KEY], later), later)
-        .unwrap();
+    let newcomer = peers[MAX_PER_KEY];
+    store.insert(record(0, newcomer, later), later).unwrap();
     assert_eq!(store.records, MAX_REMOTE_RECORDS);
-
-    store.forget(&key(1), &peers[0]);
-    assert!(store.insert(record(keys, peers[0], now), now).is_ok());
-    assert_eq!(store.records, MAX_REMOTE_RECORDS);
+    // A newcomer gets in.
+    store.insert(record(keys, newcomer, later), later).unwrap();
+    assert_eq!(providers(&store, keys, later), [newcomer]);
+    assert!(store.records < MAX_REMOTE_RECORDS);
 }
