@@ -207,7 +207,13 @@ fn pair(round: usize, n: usize, nodes: usize) -> (usize, usize) {
 async fn run(cluster: &KadCluster, kind: Kind, round: usize, lookups: usize) -> Result<Run> {
     let nodes = cluster.0.len();
     let counts = || -> Count { cluster.0.iter().map(|node| node.counts.now()).sum() };
-    let requests = || -> u64 { cluster.0.iter().map(|node| node.requests()).sum() };
+    let requests = || -> u64 {
+        cluster
+            .0
+            .iter()
+            .map(|node| node.requests("GetProvider"))
+            .sum()
+    };
     let (mut took, mut spent, mut lost) = (Sample::default(), Duration::ZERO, 0);
     let (counts_before, requests_before) = (counts(), requests());
     for n in 0..lookups {

@@ -56,7 +56,13 @@ mod tests {
     #[test]
     fn who_may_not_raise_it_hears_how_it_is_raised() {
         let text = refused(250_256, Some(20_000), &"Operation not permitted");
-        for part in ["250256", "20000", "RLIMIT_NOFILE", "not permitted", "ulimit -Hn 250256"] {
+        for part in [
+            "250256",
+            "20000",
+            "RLIMIT_NOFILE",
+            "not permitted",
+            "ulimit -Hn 250256",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

@@ -73,12 +73,18 @@ impl Model {
     pub fn lookups(&mut self, count: usize, parallel: Parallel) -> Modelled {
         let (mut found, mut all) = ([0u32; 3], [0u32; 2]);
         for _ in 0..count {
-            let (key, asker) = (self.rng.random(), self.rng.random_range(0..self.positions.len()));
+            let (key, asker) = (
+                self.rng.random(),
+                self.rng.random_range(0..self.positions.len()),
+            );
             let keepers = nearest(&self.positions, key, K);
             // Who keeps the record itself asks nobody.
             let (steps, requests) = match keepers.contains(&self.positions[asker]) {
                 true => (0, 0),
-                false => self.walk(asker, key, &keepers, parallel).hit.unwrap_or_default(),
+                false => self
+                    .walk(asker, key, &keepers, parallel)
+                    .hit
+                    .unwrap_or_default(),
             };
             found = [found[0] + 1, found[1] + steps, found[2] + requests];
             let walk = self.walk(asker, key, &[], parallel);
@@ -112,7 +118,11 @@ impl Model {
             .collect();
         let (mut walk, mut in_vain) = (Walk::default(), 0);
         loop {
-            let at_once = if in_vain >= parallel.way { parallel.end } else { parallel.way };
+            let at_once = if in_vain >= parallel.way {
+                parallel.end
+            } else {
+                parallel.way
+            };
             let asked: Vec<Position> = known
                 .iter()
                 .take(K)
@@ -164,7 +174,11 @@ fn table(sorted: &[Position], me: Position, rng: &mut StdRng) -> Vec<Position> {
         // Those who share all bits before this one with us, parted by it.
         let middle = of_prefix.partition_point(|node| node >> bit & 1 == 0);
         let (zeros, ones) = of_prefix.split_at(middle);
-        let (ours, others) = if me >> bit & 1 == 0 { (zeros, ones) } else { (ones, zeros) };
+        let (ours, others) = if me >> bit & 1 == 0 {
+            (zeros, ones)
+        } else {
+            (ones, zeros)
+        };
         table.extend(others.iter().copied().sample(rng, K));
         of_prefix = ours;
         if ours.len() <= 1 {
@@ -184,7 +198,10 @@ mod tests {
     fn a_table_has_all_of_a_small_swarm_and_some_of_a_large_one() {
         for (nodes, least, most) in [(15, 14.0, 14.0), (100, 40.0, 80.0), (2000, 130.0, 180.0)] {
             let entries = Model::new(nodes, 1).lookups(1, LIBP2P).table;
-            assert!((least..=most).contains(&entries), "{nodes} nodes: {entries}");
+            assert!(
+                (least..=most).contains(&entries),
+                "{nodes} nodes: {entries}"
+            );
         }
     }
 

@@ -124,13 +124,12 @@ impl Node {
             .expect("metrics")
     }
 
-    /// Kademlia's requests that it has been sent, of every kind.
-    pub fn requests(&self) -> u64 {
+    /// Kademlia's requests that it has been sent, of one kind: "FindNode", "GetProvider", "AddProvider".
+    pub fn requests(&self, kind: &str) -> u64 {
+        let name = format!("libp2p_kad_inbound_requests_total{{request=\"{kind}\"}}");
         let page = Page::new(prometheus::Registry::new(), self.routing.libp2p());
         let page = page.text().expect("metrics");
-        let requests = page
-            .lines()
-            .filter(|line| line.starts_with("libp2p_kad_inbound_requests_total"));
+        let requests = page.lines().filter(|line| line.starts_with(&name));
         let values = requests.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
         values.sum()
     }
