@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
@@ -88,12 +88,12 @@ impl request_response::Codec for Echo {
     }
 }
 
-/// What a node is asked to do; each answers with how long it took.
+/// What a node is asked to do, and whom it tells when it is done.
 enum Command {
     Provide(RecordKey, oneshot::Sender<()>),
     /// Until the first provider, or to the end.
-    Lookup(RecordKey, oneshot::Sender<Duration>),
-    Echo(PeerId, oneshot::Sender<Duration>),
+    Lookup(RecordKey, oneshot::Sender<()>),
+    Echo(PeerId, oneshot::Sender<()>),
 }
 
 pub struct Plain {
@@ -148,7 +148,8 @@ impl Plain {
         told.await.context("a node of the reference has ended")
     }
 
-    pub async fn lookup(&self, node: usize, key: &[u8]) -> Result<Duration> {
+    /// Until the first provider, or to the end.
+    pub async fn lookup(&self, node: usize, key: &[u8]) -> Result<()> {
         let (done, told) = oneshot::channel();
         let key = RecordKey::new(&key);
         let _ = self.nodes[node].send(Command::Lookup(key, done));
@@ -156,7 +157,7 @@ impl Plain {
     }
 
     /// A request and its answer.
-    pub async fn echo(&self, node: usize, to: usize) -> Result<Duration> {
+    pub async fn echo(&self, node: usize, to: usize) -> Result<()> {
         let (done, told) = oneshot::channel();
         let echo = Command::Echo(self.ids[to], done);
         let _ = self.nodes[node].send(echo);
@@ -194,8 +195,8 @@ fn swarm() -> Result<Swarm<Behaviour>> {
 #[derive(Default)]
 struct Running {
     provides: HashMap<QueryId, oneshot::Sender<()>>,
-    lookups: HashMap<QueryId, (Instant, oneshot::Sender<Duration>)>,
-    echoes: HashMap<request_response::OutboundRequestId, (Instant, oneshot::Sender<Duration>)>,
+    lookups: HashMap<QueryId, oneshot::Sender<()>>,
+    echoes: HashMap<request_response::OutboundRequestId, oneshot::Sender<()>>,
 }
 
 async fn run(mut swarm: Swarm<Behaviour>, mut commands: mpsc::UnboundedReceiver<Command>) {
@@ -226,11 +227,11 @@ impl Running {
             }
             Command::Lookup(key, done) => {
                 let query = behaviour.kad.get_providers(key);
-                self.lookups.insert(query, (Instant::now(), done));
+                self.lookups.insert(query, done);
             }
             Command::Echo(to, done) => {
                 let request = behaviour.echo.send_request(&to, vec![7; REQUEST]);
-                self.echoes.insert(request, (Instant::now(), done));
+                self.echoes.insert(request, done);
             }
         }
     }
@@ -256,9 +257,9 @@ impl Running {
                     _ => false,
                 };
                 if (found || step.last)
-                    && let Some((began, done)) = self.lookups.remove(&id)
+                    && let Some(done) = self.lookups.remove(&id)
                 {
-                    let _ = done.send(began.elapsed());
+                    let _ = done.send(());
                 }
             }
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
@@ -272,8 +273,8 @@ impl Running {
                     let _ = echo.send_response(channel, vec![7; ANSWER]);
                 }
                 Message::Response { request_id, .. } => {
-                    if let Some((began, done)) = self.echoes.remove(&request_id) {
-                        let _ = done.send(began.elapsed());
+                    if let Some(done) = self.echoes.remove(&request_id) {
+                        let _ = done.send(());
                     }
                 }
             },
