@@ -82,11 +82,7 @@ const KINDS: [(Kind, &str); 3] = [(Kind::Hit, "hit"), (Kind::Tag, "tag"), (Kind:
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Not where main is: a third thread would wait for the two cores that the nodes have.
-    tokio::spawn(bench(Options::parse())).await?
-}
-
-async fn bench(options: Options) -> Result<()> {
+    let options = Options::parse();
     let mut cells = Vec::new();
     for nodes in options.nodes.iter().copied() {
         ensure!(
@@ -233,10 +229,9 @@ async fn run(cluster: &KadCluster, kind: Kind, round: usize, lookups: usize) -> 
             Kind::Miss => key(kind, round * lookups + n)?,
             _ => key(kind, holder)?,
         };
-        let began = Instant::now();
-        // As the mirror does it: with the first provider it has what it wants.
-        let first = cluster.0[asking].kad.lookup(key).next().await;
-        took.add(began.elapsed());
+        let mut lookup = cluster.0[asking].kad.lookup(key);
+        let (elapsed, first) = timed(async move { lookup.next().await }).await?;
+        took.add(elapsed);
         lost += usize::from(first.is_none() != (kind == Kind::Miss));
         tokio::time::sleep(PAUSE).await;
     }
@@ -258,6 +253,18 @@ async fn run(cluster: &KadCluster, kind: Kind, round: usize, lookups: usize) -> 
     })
 }
 
+/// Until the first provider, or to the end. Not where main is: a third thread would wait for the cores that the nodes have.
+async fn timed<T: Send + 'static>(
+    what: impl Future<Output = T> + Send + 'static,
+) -> Result<(Duration, T)> {
+    let timed = async {
+        let began = Instant::now();
+        let done = what.await;
+        (began.elapsed(), done)
+    };
+    Ok(tokio::spawn(timed).await?)
+}
+
 /// Both references, one after the other for each lookup of ours.
 async fn beside(plain: &Plain, kind: Kind, round: usize, lookups: usize) -> Result<table::Beside> {
     let (mut theirs, mut echo) = (Sample::default(), Sample::default());
@@ -267,13 +274,14 @@ async fn beside(plain: &Plain, kind: Kind, round: usize, lookups: usize) -> Resu
             Kind::Miss => key(kind, round * lookups + n)?,
             _ => key(kind, holder)?,
         };
-        let began = Instant::now();
-        plain.lookup(asking, key.to_string().as_bytes()).await?;
-        theirs.add(began.elapsed());
+        let lookup = plain.lookup(asking, key.to_string().as_bytes());
+        let (elapsed, done) = timed(lookup).await?;
+        done?;
+        theirs.add(elapsed);
         tokio::time::sleep(PAUSE).await;
-        let began = Instant::now();
-        plain.echo(asking, holder).await?;
-        echo.add(began.elapsed());
+        let (elapsed, done) = timed(plain.echo(asking, holder)).await?;
+        done?;
+        echo.add(elapsed);
     }
     Ok(table::Beside {
         lookup: theirs.into(),

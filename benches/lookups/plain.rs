@@ -142,27 +142,37 @@ impl Plain {
     }
 
     pub async fn provide(&self, node: usize, key: &[u8]) -> Result<()> {
-        let (done, told) = oneshot::channel();
         let key = RecordKey::new(&key);
-        let _ = self.nodes[node].send(Command::Provide(key, done));
-        told.await.context("a node of the reference has ended")
+        ask(self.nodes[node].clone(), |done| Command::Provide(key, done)).await
     }
 
     /// Until the first provider, or to the end.
-    pub async fn lookup(&self, node: usize, key: &[u8]) -> Result<()> {
-        let (done, told) = oneshot::channel();
+    pub fn lookup(
+        &self,
+        node: usize,
+        key: &[u8],
+    ) -> impl Future<Output = Result<()>> + Send + use<> {
+        let node = self.nodes[node].clone();
         let key = RecordKey::new(&key);
-        let _ = self.nodes[node].send(Command::Lookup(key, done));
-        told.await.context("a node of the reference has ended")
+        ask(node, move |done| Command::Lookup(key, done))
     }
 
     /// A request and its answer.
-    pub async fn echo(&self, node: usize, to: usize) -> Result<()> {
-        let (done, told) = oneshot::channel();
-        let echo = Command::Echo(self.ids[to], done);
-        let _ = self.nodes[node].send(echo);
-        told.await.context("a node of the reference has ended")
+    pub fn echo(&self, node: usize, to: usize) -> impl Future<Output = Result<()>> + Send + use<> {
+        let node = self.nodes[node].clone();
+        let to = self.ids[to];
+        ask(node, move |done| Command::Echo(to, done))
     }
+}
+
+async fn ask(
+    node: mpsc::UnboundedSender<Command>,
+    command: impl FnOnce(oneshot::Sender<()>) -> Command,
+) -> Result<()> {
+    let (done, told) = oneshot::channel();
+    // An error is seen by the waiter.
+    let _ = node.send(command(done));
+    told.await.context("a node of the reference has ended")
 }
 
 fn swarm() -> Result<Swarm<Behaviour>> {
