@@ -7,10 +7,11 @@ const ENDS: u64 = 250;
 /// What a process has beside.
 const REST: u64 = 256;
 
-/// So many at the most, by all nodes together. Two nodes have seldom more than two connections with each other.
+/// So many at the most, by all nodes together. Of two nodes that dial each other in the same moment some have two
+/// connections, for a while.
 pub fn needed(nodes: usize) -> u64 {
     let nodes = nodes as u64;
-    nodes * (2 * nodes).min(ENDS) + REST
+    nodes * (nodes * 3 / 2).min(ENDS) + REST
 }
 
 /// Raises this process's limit to what is needed.
@@ -38,7 +39,7 @@ fn refused(needed: u64, maximum: Option<u64>, why: &dyn std::fmt::Display) -> St
     format!(
         "these nodes need {needed} descriptors, and this process may have {maximum} (RLIMIT_NOFILE; {why}). \
          Run it as root, or raise the hard limit before (`ulimit -Hn {needed}` as root, LimitNOFILE= of a unit; the \
-         kernel's own bound is /proc/sys/fs/nr_open), or take fewer nodes"
+         kernel's own bound is /proc/sys/fs/nr_open), or take fewer nodes, or connections that are memory (--in-memory)"
     )
 }
 
@@ -48,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_large_swarm_has_not_all_connections_and_a_small_one_has() {
-        for (nodes, descriptors) in [(10, 456), (100, 20_256), (1000, 250_256)] {
+        for (nodes, descriptors) in [(10, 406), (100, 15_256), (1000, 250_256)] {
             assert_eq!(needed(nodes), descriptors, "{nodes}");
         }
     }

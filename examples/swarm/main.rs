@@ -84,7 +84,9 @@ fn run(options: &Options) -> Result<()> {
 
 /// In this process.
 fn one(options: &Options, nodes: usize) -> Result<Outcome> {
-    limits::raise(limits::needed(nodes)).map_err(|why| anyhow!("--nodes {nodes}: {why}"))?;
+    if !options.in_memory {
+        limits::raise(limits::needed(nodes)).map_err(|why| anyhow!("--nodes {nodes}: {why}"))?;
+    }
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(swarm::measure(options, nodes))
 }

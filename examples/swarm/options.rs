@@ -44,6 +44,9 @@ pub struct Options {
     /// There and back between two nodes of the model, in µs. As in the crowds' network (examples/crowd).
     #[arg(long, default_value_t = 500, value_name = "MICROSECONDS")]
     pub round_trip: u64,
+    /// Connections that are memory instead of TCP, for more nodes than the limit of descriptors lets this process have.
+    #[arg(long)]
+    pub in_memory: bool,
     /// One JSON object for each swarm instead of Markdown tables.
     #[arg(long)]
     pub json: bool,
@@ -76,6 +79,7 @@ impl Options {
             format!("--seed={}", self.seed),
             "--json".to_owned(),
         ];
+        words.extend(self.in_memory.then(|| "--in-memory".to_owned()));
         words.extend(self.quiet.then(|| "--quiet".to_owned()));
         words
     }

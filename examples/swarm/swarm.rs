@@ -99,7 +99,11 @@ impl Swarm {
         for number in 0..nodes {
             let from = self.nodes.iter().map(Node::address);
             let seeds: Vec<Multiaddr> = from.sample(&mut self.rng, SEEDS);
-            let node = Node::start(number, Some(Bootstrap::Static(seeds))).await;
+            let seeds = Some(Bootstrap::Static(seeds));
+            let node = match self.options.in_memory {
+                true => Node::in_memory(number, seeds, || Duration::ZERO).await,
+                false => Node::start(number, seeds).await,
+            };
             self.ids.push(node.kad.peer_id().clone());
             self.nodes.push(node);
             if self.nodes.len() % 100 == 0 {

@@ -35,7 +35,7 @@ pub struct Node {
     pub task: JoinHandle<()>,
     /// Until somebody takes them.
     pub calls: Option<mpsc::Receiver<Call>>,
-    /// What went over its connections; nothing where its connections are memory.
+    /// What went over its connections.
     pub counts: Arc<Counts>,
     routing: kad::Metrics,
 }
@@ -67,7 +67,9 @@ impl Node {
             bootstrap,
             ..config(ip, SocketAddr::new(ip, 0))
         };
-        Self::over(Memory::new(delay), config, Arc::default()).await
+        let counts = Arc::new(Counts::default());
+        let carrier = Counted::new(Memory::new(delay), counts.clone());
+        Self::over(carrier, config, counts).await
     }
 
     async fn over(carrier: impl kad::Carrier, config: kad::Config, counts: Arc<Counts>) -> Self {
