@@ -11,12 +11,8 @@ use clap::Parser;
 use peili::oci::{Digest, Key};
 use peili::routing::Router as _;
 use peili::testing::conformance::routing::{Cluster as _, all};
-
-#[path = "../tests/nodes/mod.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
-mod nodes;
-
-use nodes::KadCluster;
+use peili::testing::measure::{calm, cpu};
+use peili::testing::nodes::KadCluster;
 
 /// Of the keys, how many are looked up at how many of the others.
 const SAMPLE: usize = 100;
@@ -42,11 +38,14 @@ async fn main() -> Result<()> {
     let cluster = KadCluster::of(options.nodes).await;
     // Who is told of comes from whoever is known.
     for node in &cluster.0 {
-        while known(&node.metrics()) < (options.nodes - 1).min(KNOWN) {
+        while node.peers_in("known") < (options.nodes - 1).min(KNOWN) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    calm().await?;
+    ensure!(
+        calm(options.nodes, PATIENCE).await,
+        "the swarm does not come to rest"
+    );
     let key = |n: usize| Key::Content(Digest::sha256(n.to_string().as_bytes()));
     let keys: Vec<Key> = (0..options.keys).map(key).collect();
     let teller = &cluster.0[0];
@@ -78,35 +77,4 @@ async fn main() -> Result<()> {
         spent.as_secs_f64() * 1e3 / keys.len() as f64,
     );
     Ok(())
-}
-
-/// Waits until the nodes have found each other and have nothing more to say.
-async fn calm() -> Result<()> {
-    const LOOK: Duration = Duration::from_secs(1);
-    let began = Instant::now();
-    loop {
-        let before = cpu();
-        tokio::time::sleep(LOOK).await;
-        if cpu() - before < LOOK / 50 {
-            return Ok(());
-        }
-        ensure!(
-            began.elapsed() < PATIENCE,
-            "the swarm does not come to rest"
-        );
-    }
-}
-
-/// Peers in a routing table.
-fn known(metrics: &str) -> usize {
-    let value = metrics
-        .lines()
-        .find_map(|line| line.strip_prefix("peili_peers{state=\"known\"} "));
-    value.and_then(|value| value.parse().ok()).unwrap_or(0)
-}
-
-/// CPU time of this process since it began.
-fn cpu() -> Duration {
-    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
 }

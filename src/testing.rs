@@ -4,9 +4,12 @@
 
 pub mod conformance;
 pub mod content;
+pub mod counted;
 pub mod fuzz;
 pub mod ingest;
+pub mod measure;
 pub mod memory;
+pub mod nodes;
 pub mod peer;
 pub mod registry;
 pub mod router;

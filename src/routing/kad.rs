@@ -56,6 +56,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 pub use acquaintances::MAX_ZONE;
+pub use behaviour::tcp;
 pub use event_loop::EventLoop;
 pub use meetings::{distance, place};
 #[cfg(feature = "testing")]
@@ -169,7 +170,7 @@ enum Command {
 /// Binds the sockets; nothing is dialed before [`EventLoop::run`]. The guard is dropped when this node knows a peer, or
 /// that there is none.
 pub async fn bind(config: Config, metrics: Metrics, readiness: Guard) -> Result<Bound, Error> {
-    bind_over(behaviour::tcp(), config, metrics, readiness).await
+    bind_over(tcp(), config, metrics, readiness).await
 }
 
 /// [`bind`], over something else than TCP that has its addresses: hundreds of nodes in one process have not the
