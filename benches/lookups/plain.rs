@@ -217,10 +217,11 @@ async fn run(mut swarm: Swarm<Behaviour>, mut commands: mpsc::UnboundedReceiver<
                 Some(command) => running.begin(&mut swarm, command),
                 None => return,
             },
-            event = swarm.select_next_some() => match event {
-                SwarmEvent::Behaviour(event) => running.observe(&mut swarm, event),
-                _ => {}
-            },
+            event = swarm.select_next_some() => {
+                if let SwarmEvent::Behaviour(event) = event {
+                    running.observe(&mut swarm, event);
+                }
+            }
         }
     }
 }

@@ -106,7 +106,7 @@ impl Swarm {
             };
             self.ids.push(node.kad.peer_id().clone());
             self.nodes.push(node);
-            if self.nodes.len() % 100 == 0 {
+            if self.nodes.len().is_multiple_of(100) {
                 self.say("have joined");
             }
             tokio::time::sleep(self.options.pause()).await;
