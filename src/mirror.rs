@@ -7,6 +7,7 @@
 mod attempt;
 mod body;
 pub mod flight;
+mod head;
 mod pace;
 mod scoreboard;
 mod search;

@@ -25,6 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::Papers;
+use super::head::Headed;
 use crate::basic_auth;
 use crate::membership::{self, Admitted};
 use crate::oci::Digest;
@@ -41,6 +42,8 @@ pub const GIVE_UP: Duration = Duration::from_secs(2);
 const ADDRESS_STAGGER: Duration = Duration::from_millis(50);
 /// Bytes asked of the kernel at once while relaying: a quarter less CPU than hyper's adaptive reads.
 const READ: usize = 1 << 20;
+/// Before an answer has begun, in bytes: hyper takes up to [`READ`] for its head, and reads as much on while that is looked at.
+const MAX_BEFORE: u64 = 4 * READ as u64;
 
 /// What is asked of every peer in turn.
 #[derive(Clone, Debug)]
@@ -158,6 +161,7 @@ pub async fn attempt(peer: &Peer, ask: &Ask, papers: &Papers) -> Result<Answer, 
 async fn attempt_unbounded(peer: &Peer, ask: &Ask, papers: &Papers) -> Result<Answer, PeerError> {
     let (stream, address) = connect(&peer.registry).await?;
     let _ = stream.set_nodelay(true);
+    let (stream, head) = Headed::new(stream, MAX_BEFORE);
     let broken = |e: hyper::Error| PeerError::Connection(Causes(&e).to_string());
     let (mut sender, connection) = http1::Builder::new()
         .read_buf_exact_size(Some(READ))
@@ -202,6 +206,7 @@ async fn attempt_unbounded(peer: &Peer, ask: &Ask, papers: &Papers) -> Result<An
         .body(Empty::<Bytes>::new())
         .map_err(|e| PeerError::Wrong(e.to_string()))?;
     let response = sender.send_request(request).await.map_err(broken)?;
+    head.is_over();
 
     let (span, total) = described(&response, ask)?;
     let content_type = text(&response, &hyper::header::CONTENT_TYPE).map(str::to_string);
