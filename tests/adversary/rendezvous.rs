@@ -290,12 +290,16 @@ fn who_names_parents_that_are_nowhere_is_passed_over_within_a_moment() {
         })
         .await;
         node.node.knows(1).await;
-        let digest = contents(&node, &desk.node, "nowhere", 1).await.remove(0);
+        // On a busy machine the desk may be out of reach for the first.
+        for digest in contents(&node, &desk.node, "nowhere", 40).await {
+            let answer = node.blob(&digest).await;
 
-        let answer = node.blob(&digest).await;
-
-        assert_eq!(answer.status, 404, "{}", answer.head);
-        assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+            assert_eq!(answer.status, 404, "{}", answer.head);
+            assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
+            if desk.questions() > 0 {
+                break;
+            }
+        }
         assert!((2..10).contains(&desk.questions()), "{}", desk.questions());
         assert_eq!(traps.knocks(), []);
     });
