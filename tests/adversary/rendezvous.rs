@@ -116,6 +116,14 @@ fn named(registry: &[String]) -> Named {
     }
 }
 
+/// To what is no question for a parent: who answers that with noise is passed over before he is asked.
+fn beside() -> Answer {
+    Answer {
+        lead: Some(7),
+        ..Answer::default()
+    }
+}
+
 /// A router of ours whose meeting point is not: it answers whatever it is asked.
 struct Desk {
     node: Node,
@@ -208,7 +216,9 @@ fn a_meeting_point_that_means_harm_delays_a_pull_and_sends_nobody_where_no_node_
         let harms: Arc<Mutex<Vec<(String, Harm)>>> = Arc::default();
         let known = Arc::clone(&harms);
         let desk = Desk::at("10.9.0.3", &node, move |_, question| {
-            let digest = question.ask?.digest;
+            let Some(Asked { digest }) = question.ask else {
+                return Some(beside());
+            };
             let harms = known.lock().unwrap();
             let (_, harm) = harms.iter().find(|(of, _)| *of == digest)?;
             let forbidden =
@@ -272,7 +282,9 @@ fn who_names_parents_that_are_nowhere_is_passed_over_within_a_moment() {
         let traps = traps().await;
         let node = Peili::start("10.9.0.1", None).await;
         let desk = Desk::at("10.9.0.3", &node, |_, question| {
-            question.ask?;
+            if question.ask.is_none() {
+                return Some(beside());
+            }
             let at = [
                 "127.0.0.1:5907",
                 "169.254.169.254:5907",
@@ -290,16 +302,12 @@ fn who_names_parents_that_are_nowhere_is_passed_over_within_a_moment() {
         })
         .await;
         node.node.knows(1).await;
-        // On a busy machine the desk may be out of reach for the first.
-        for digest in contents(&node, &desk.node, "nowhere", 40).await {
-            let answer = node.blob(&digest).await;
+        let digest = contents(&node, &desk.node, "nowhere", 1).await.remove(0);
 
-            assert_eq!(answer.status, 404, "{}", answer.head);
-            assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
-            if desk.questions() > 0 {
-                break;
-            }
-        }
+        let answer = node.blob(&digest).await;
+
+        assert_eq!(answer.status, 404, "{}", answer.head);
+        assert!(answer.took < Duration::from_secs(2), "{:?}", answer.took);
         assert!((2..10).contains(&desk.questions()), "{}", desk.questions());
         assert_eq!(traps.knocks(), []);
     });
