@@ -291,7 +291,7 @@ impl Body {
     /// Leaves a holder that brings only so many bytes per second for another one, or for those who lead where the registry
     /// has just brought more. It goes on where there is neither. An error when the registry is the better one.
     async fn leave(&mut self, rate: u64) -> io::Result<()> {
-        self.pace.begins_anew();
+        self.pace.is_over();
         let ask = self.rest();
         let (search, slow) = (&mut self.sources.search, &self.source.delivery.peer);
         debug!(key = %search.key, peer = %slow.id, offset = self.offset, rate, "peer is slow");
@@ -348,6 +348,8 @@ impl Body {
         let journey = &self.sources.search.journey;
         journey.resumes(peer.id.as_str(), peer.at(), source.growing.is_some());
         self.source = source;
+        self.pace.changes();
+        self.slow = None;
         (self.brought, self.since, self.waited) = (0, 0, Duration::ZERO);
         self.longest = Duration::ZERO;
     }

@@ -92,9 +92,14 @@ impl Pace {
         })
     }
 
-    /// Another source goes on, or the same one for want of another.
-    pub fn begins_anew(&mut self) {
+    /// Whoever was slow has had his trial: the next one, of another or of the same for want of another, is longer.
+    pub fn is_over(&mut self) {
         self.trial *= LONGER;
+        self.changes();
+    }
+
+    /// Another source goes on, and is not judged by what the one before did.
+    pub fn changes(&mut self) {
         (self.brought, self.waited) = (0, Duration::ZERO);
     }
 }
@@ -151,8 +156,17 @@ mod tests {
         let mut pace = Intake::default().begin();
         for expected in [10, 40, 160] {
             assert_eq!(judged(&mut pace, MB).0, expected);
-            pace.begins_anew();
+            pace.is_over();
         }
+    }
+
+    #[test]
+    fn nobody_is_judged_by_another() {
+        let mut pace = Intake::default().begin();
+        assert_eq!(pace.bring(1000, TRIAL / 10 * 9), None);
+        pace.changes();
+        let (chunks, verdict) = judged(&mut pace, 20 * MB);
+        assert_eq!((chunks, verdict.is_slow), (10, false));
     }
 
     #[test]
