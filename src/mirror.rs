@@ -6,8 +6,10 @@
 
 mod attempt;
 mod body;
+mod checked;
 pub mod flight;
 mod head;
+mod metrics;
 mod pace;
 mod scoreboard;
 mod search;
@@ -22,25 +24,25 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use hyper::Method;
-use prometheus::{IntCounter, IntCounterVec, Registry};
 use tokio::time::Instant;
 use tracing::info;
 
 use crate::basic_auth::Secret;
 use crate::membership::Members;
-use crate::metrics;
-use crate::oci::distribution::{ByteRange, MAX_MANIFEST, Span};
+use crate::oci::distribution::{ByteRange, Span};
 use crate::oci::{Digest, Key, media_type};
 use crate::recent::Journey;
 use crate::routing::{Peer, PeerId, Router};
 use attempt::{Ask, PeerError};
-use body::{Source, Sources};
+use body::Sources;
+use checked::{WHOLE, checked, not_it, whole};
 use flight::boarding::Boarding;
 use flight::{Flight, Puller};
+pub use metrics::Metrics;
 use pace::Intake;
 pub use scoreboard::Score;
 use scoreboard::Scoreboard;
-use search::{Delivery, Search};
+use search::Search;
 
 /// From containerd's request to the first byte, or the 404, however many are asked in turn; and the same for a gap in a body.
 /// Two seconds are for those who hold it, and the last in the line waits ten for a leader who is silent
@@ -83,14 +85,6 @@ pub async fn probe(
     }
     Ok(())
 }
-
-/// What is no longer than this is read whole and compared with its digest before its first byte is handed on: a config, a
-/// small layer. A peer that takes longer for it than for a first byte would be left in mid-body, too (`body`).
-const CHECKED: u64 = 64 << 10;
-
-/// What is read whole has this long from its first byte on: with as much again for whoever is asked next within the time for
-/// a first byte. Kilobytes take milliseconds, and who brings them one by one is no use.
-const WHOLE: Duration = Duration::from_secs(1);
 
 /// What peers are shown, so that they know this node for one of theirs. Cloneable; all clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -138,66 +132,6 @@ pub struct Mirror {
     papers: Papers,
     config: Config,
     metrics: Metrics,
-}
-
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    attempts: IntCounterVec,
-    resumed: IntCounter,
-    hedged: IntCounter,
-    won: IntCounter,
-    /// Whose resting peers are counted.
-    scoreboard: Scoreboard,
-}
-
-impl Metrics {
-    pub fn new(registry: &Registry) -> Self {
-        let scoreboard = Scoreboard::default();
-        let board = scoreboard.clone();
-        metrics::looked_up(
-            registry,
-            "peili_peers_resting",
-            "Peers that failed lately and are asked only when nobody else is there.",
-            move || board.resting(Instant::now()),
-        );
-        let metrics = Self {
-            attempts: metrics::counters(
-                registry,
-                "peili_peer_attempts_total",
-                "Requests to peers by outcome: answered, absent, busy, refused, unauthorized, stranger (it \
-                 has no cluster secret in common with this node), failed (at once or in mid-body).",
-                &["outcome"],
-            ),
-            resumed: metrics::counter(
-                registry,
-                "peili_bodies_resumed_total",
-                "Bodies that went on from another peer where one had failed or was slow.",
-            ),
-            hedged: metrics::counter(
-                registry,
-                "peili_attempts_hedged_total",
-                "Attempts begun beside one that had been silent for too long.",
-            ),
-            won: metrics::counter(
-                registry,
-                "peili_attempts_hedged_won_total",
-                "Attempts begun beside a silent one that brought the first byte.",
-            ),
-            scoreboard,
-        };
-        for outcome in [
-            "answered",
-            "absent",
-            "busy",
-            "refused",
-            "unauthorized",
-            "stranger",
-            "failed",
-        ] {
-            metrics.attempts.with_label_values(&[outcome]);
-        }
-        metrics
-    }
 }
 
 /// What is fetched.
@@ -522,66 +456,4 @@ impl Mirror {
             sources.failed(&source, error);
         }
     }
-}
-
-/// Refuses what containerd would refuse, as long as another may be asked: its pull fails with a wrong length or a wrong
-/// byte, and asks nobody else.
-async fn checked(
-    source: &mut Source,
-    key: &Key,
-    length: Option<u64>,
-    deadline: Instant,
-) -> Result<(), PeerError> {
-    let answer = &source.delivery.answer;
-    let (span, total) = (answer.span, answer.total);
-    if let Some(length) = length
-        && total != length
-    {
-        return Err(PeerError::Wrong(format!(
-            "a length of {total}, not {length}"
-        )));
-    }
-    let is_whole = span.len() == total && source.growing.is_none();
-    if let Key::Content(digest) = key
-        && is_whole
-        && total <= CHECKED
-    {
-        let deadline = deadline.min(Instant::now() + WHOLE);
-        let bytes = whole(&mut source.delivery, deadline).await?;
-        if !digest.verifies(&bytes) {
-            return Err(PeerError::Wrong("what has another digest".into()));
-        }
-        source.delivery.answer.put_back(bytes);
-    }
-    Ok(())
-}
-
-fn not_it() -> PeerError {
-    PeerError::Wrong("what is not the manifest".into())
-}
-
-/// Reads a manifest to its end, in bounded time and memory.
-async fn whole(delivery: &mut Delivery, deadline: Instant) -> Result<Bytes, PeerError> {
-    let total = delivery.answer.total;
-    if total > MAX_MANIFEST {
-        return Err(PeerError::Wrong(format!("a manifest of {total} bytes")));
-    }
-    let mut bytes = Vec::with_capacity(total as usize);
-    let read = async {
-        while let Some(chunk) = delivery.answer.next().await? {
-            if chunk.len() as u64 > total - bytes.len() as u64 {
-                return Err(PeerError::Wrong(format!("more than {total} bytes")));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(())
-    };
-    tokio::time::timeout_at(deadline, read)
-        .await
-        .unwrap_or(Err(PeerError::Silent(attempt::GIVE_UP)))?;
-    if bytes.len() as u64 != total {
-        let length = bytes.len();
-        return Err(PeerError::Wrong(format!("{length} of {total} bytes")));
-    }
-    Ok(bytes.into())
 }
