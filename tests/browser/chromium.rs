@@ -228,15 +228,9 @@ impl Tab {
     }
 
     pub async fn click(&self, selector: &str) -> Result<()> {
-        eventually(&format!("a click on {selector}"), AT_ALL, async || {
-            let element = self.page.find_element(selector).await;
-            let element = element.with_context(|| selector.to_string())?;
-            match element.click().await {
-                Ok(_) => Ok(Some(())),
-                // A live part of the page was drawn anew between the look and the click.
-                Err(e) if e.to_string().contains("detached") => Ok(None),
-                Err(e) => Err(e.into()),
-            }
+        self.until_done(&format!("a click on {selector}"), async || {
+            self.page.find_element(selector).await?.click().await?;
+            Ok(())
         })
         .await
     }
@@ -245,9 +239,35 @@ impl Tab {
     pub async fn type_into(&self, selector: &str, text: &str) -> Result<()> {
         self.says(&format!("document.querySelector({selector:?}).value = ''"))
             .await?;
+        self.until_done(&format!("the focus on {selector}"), async || {
+            self.page.find_element(selector).await?.focus().await?;
+            Ok(())
+        })
+        .await?;
         let field = self.page.find_element(selector).await?;
-        field.focus().await?.type_str(text).await?;
+        field.type_str(text).await?;
         Ok(())
+    }
+
+    /// Tries until it is done: a live part of the page may be drawn anew between any two of its steps.
+    async fn until_done(
+        &self,
+        what: &str,
+        mut step: impl AsyncFnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut last = None;
+        let done = eventually(what, AT_ALL, async || match step().await {
+            Ok(()) => Ok(Some(())),
+            Err(why) => {
+                last = Some(why);
+                Ok(None)
+            }
+        });
+        let done = done.await;
+        done.map_err(|late| match last {
+            Some(why) => late.context(format!("{why:#}")),
+            None => late,
+        })
     }
 
     pub async fn press(&self, key: &str) -> Result<()> {
