@@ -16,8 +16,6 @@ use peili::testing::nodes::KadCluster;
 
 /// Of the keys, how many are looked up at how many of the others.
 const SAMPLE: usize = 100;
-/// Peers that a node knows when it has found its place.
-const KNOWN: usize = 25;
 /// In vain: something has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -38,7 +36,7 @@ async fn main() -> Result<()> {
     let cluster = KadCluster::of(options.nodes).await;
     // Who is told of comes from whoever is known.
     for node in &cluster.0 {
-        while node.peers_in("known") < (options.nodes - 1).min(KNOWN) {
+        while !node.has_found_its_place(options.nodes) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -53,7 +53,6 @@ use heard::Heard;
 use uploads::Uploads;
 
 /// What the routes need.
-#[derive(Clone)]
 pub struct Registry {
     pub store: Arc<dyn ContentStore>,
     pub mirror: Mirror,

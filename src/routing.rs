@@ -95,8 +95,13 @@ pub struct Neighbour {
 /// Whether somebody at `by` may send this node to `ip`: to nobody who is no node, and to this machine only if `by` is on
 /// it, too.
 pub fn may_be_peer(ip: IpAddr, by: IpAddr) -> bool {
+    may_be_node(ip, by.to_canonical().is_loopback())
+}
+
+/// Whether a node can be at `ip`; at this machine's loopback only where that is said.
+pub fn may_be_node(ip: IpAddr, or_on_loopback: bool) -> bool {
     let ip = ip.to_canonical();
-    !is_nobodys(ip) && (!ip.is_loopback() || by.to_canonical().is_loopback())
+    !is_nobodys(ip) && (or_on_loopback || !ip.is_loopback())
 }
 
 /// Services of clouds at addresses that look like a node's; AWS's link-local one and others' are left out as such.

@@ -5,6 +5,7 @@
 pub mod conformance;
 pub mod content;
 pub mod counted;
+pub mod fetch;
 pub mod fuzz;
 pub mod ingest;
 pub mod measure;

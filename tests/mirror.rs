@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
-use peili::mirror::flight::Puller;
 use peili::mirror::{self, FetchError, Fetched, Mirror, Wanted};
 use peili::oci::distribution::{ByteRange, Span};
 use peili::oci::{Digest, Key};
-use peili::recent::Journey;
 use peili::routing::Router;
-use peili::routing::rendezvous::Generation;
+use peili::testing::fetch::{read, wanted};
 use peili::testing::noise;
 use peili::testing::peer::FakePeer;
 use peili::testing::router::{FakeRouter, FakeSwarm};
@@ -62,17 +60,7 @@ impl World {
     }
 
     fn wanted(&self) -> Wanted {
-        Wanted {
-            key: self.key.clone(),
-            path_and_query: format!("/v2/app/blobs/{}?ns=registry.test", self.key),
-            puller: Puller {
-                image: "registry.test/app".to_string(),
-                generation: Generation::One,
-                may_ask_again: false,
-                is_trial: false,
-            },
-            journey: Journey::default(),
-        }
+        wanted(self.key.clone(), &format!("blobs/{}", self.key))
     }
 
     /// What a metric without labels says now.
@@ -86,11 +74,6 @@ impl World {
     async fn fetch(&self, range: Option<ByteRange>) -> Result<Fetched, FetchError> {
         self.mirror.blob(self.wanted(), range).await
     }
-}
-
-async fn read(fetched: Fetched) -> std::io::Result<Vec<u8>> {
-    let chunks: Vec<_> = fetched.body.try_collect().await?;
-    Ok(chunks.concat())
 }
 
 #[tokio::test]

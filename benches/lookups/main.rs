@@ -33,8 +33,6 @@ use table::{Cell, Run};
 const ASKERS: usize = 10;
 /// Lookups of each asker before it is measured: of any three nodes in a hundred one is asked.
 const WARM: usize = 40;
-/// Peers that a node knows when it has found its place.
-const KNOWN: usize = 25;
 /// Between two lookups, so that the first's messages under way are not the second's delay.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long it is looked what goes on without a lookup.
@@ -143,7 +141,7 @@ fn key(kind: Kind, holder: usize) -> Result<Key> {
 async fn ours(nodes: usize) -> Result<KadCluster> {
     let cluster = KadCluster::of(nodes).await;
     for node in &cluster.0 {
-        while node.peers_in("known") < (nodes - 1).min(KNOWN) {
+        while !node.has_found_its_place(nodes) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -23,8 +23,6 @@ use crate::outcome::{Afterwards, Joined, Looked, Outcome, Told};
 const SEEDS: usize = 3;
 /// Nodes that hold each content.
 const HOLDERS: usize = 3;
-/// Peers that a node knows when it has found its place.
-const KNOWN: usize = 25;
 /// In vain: something has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// A swarm that is never calm is measured all the same.
@@ -112,7 +110,7 @@ impl Swarm {
             tokio::time::sleep(self.options.pause()).await;
         }
         for node in &self.nodes {
-            while node.peers_in("known") < (nodes - 1).min(KNOWN) {
+            while !node.has_found_its_place(nodes) {
                 ensure!(
                     began.elapsed() < PATIENCE,
                     "a node knows {} others after {PATIENCE:?}",

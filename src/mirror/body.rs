@@ -265,14 +265,18 @@ impl Body {
         let ask = self.rest();
         loop {
             let source = self.sources.deliver(&ask).await?;
-            let total = source.delivery.answer.total;
-            if total == self.total {
+            if self.is_of_it(&source) {
                 self.go_on(source);
                 return Ok(());
             }
-            let error = PeerError::Wrong(format!("a length of {total}, not {}", self.total));
-            self.sources.failed(&source, error);
         }
+    }
+
+    /// Whether it speaks of the same length; it has failed if not.
+    fn is_of_it(&mut self, source: &Source) -> bool {
+        let of_it = super::checked::length(source, self.total);
+        let of_it = of_it.map_err(|error| self.sources.failed(source, error));
+        of_it.is_ok()
     }
 
     /// Takes into account how fast the present source is.
@@ -297,20 +301,17 @@ impl Body {
         debug!(key = %search.key, peer = %slow.id, offset = self.offset, rate, "peer is slow");
         search.again(Instant::now() + ANOTHER);
         if let Ok(delivery) = search.deliver(&ask).await {
-            let total = delivery.answer.total;
             let other = Source {
                 delivery,
                 growing: None,
             };
-            if total == self.total {
-                search.leave(slow.clone());
+            if self.is_of_it(&other) {
+                let slow = self.source.delivery.peer.clone();
+                self.sources.search.leave(slow);
                 if let Some(boarding) = &self.sources.boarding {
                     boarding.takes_from(&other.delivery.peer, &ask);
                 }
                 self.go_on(other);
-            } else {
-                let error = PeerError::Wrong(format!("a length of {total}, not {}", self.total));
-                self.sources.failed(&other, error);
             }
             return Ok(());
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::attempt::{GIVE_UP, PeerError};
+use super::attempt::PeerError;
 use super::body::Source;
 use super::search::Delivery;
 use crate::oci::Key;
@@ -27,15 +27,11 @@ pub(super) async fn checked(
     length: Option<u64>,
     deadline: Instant,
 ) -> Result<(), PeerError> {
+    if let Some(expected) = length {
+        self::length(source, expected)?;
+    }
     let answer = &source.delivery.answer;
     let (span, total) = (answer.span, answer.total);
-    if let Some(length) = length
-        && total != length
-    {
-        return Err(PeerError::Wrong(format!(
-            "a length of {total}, not {length}"
-        )));
-    }
     let is_whole = span.len() == total && source.growing.is_none();
     if let Key::Content(digest) = key
         && is_whole
@@ -51,6 +47,16 @@ pub(super) async fn checked(
     Ok(())
 }
 
+/// Refuses what is of another length, in bytes.
+pub(super) fn length(source: &Source, expected: u64) -> Result<(), PeerError> {
+    let total = source.delivery.answer.total;
+    if total != expected {
+        let why = format!("a length of {total}, not {expected}");
+        return Err(PeerError::Wrong(why));
+    }
+    Ok(())
+}
+
 pub(super) fn not_it() -> PeerError {
     PeerError::Wrong("what is not the manifest".into())
 }
@@ -61,6 +67,7 @@ pub(super) async fn whole(delivery: &mut Delivery, deadline: Instant) -> Result<
     if total > MAX_MANIFEST {
         return Err(PeerError::Wrong(format!("a manifest of {total} bytes")));
     }
+    let patience = deadline.saturating_duration_since(Instant::now());
     let mut bytes = Vec::with_capacity(total as usize);
     let read = async {
         while let Some(chunk) = delivery.answer.next().await? {
@@ -73,7 +80,7 @@ pub(super) async fn whole(delivery: &mut Delivery, deadline: Instant) -> Result<
     };
     tokio::time::timeout_at(deadline, read)
         .await
-        .unwrap_or(Err(PeerError::Silent(GIVE_UP)))?;
+        .unwrap_or(Err(PeerError::Silent(patience)))?;
     if bytes.len() as u64 != total {
         let length = bytes.len();
         return Err(PeerError::Wrong(format!("{length} of {total} bytes")));

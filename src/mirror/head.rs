@@ -18,6 +18,7 @@ pub struct Head(Arc<AtomicU64>);
 #[derive(Debug)]
 pub struct Headed<T> {
     stream: T,
+    most: u64,
     /// Bytes that may come still.
     left: Head,
 }
@@ -27,7 +28,7 @@ impl<T> Headed<T> {
     pub fn new(stream: T, most: u64) -> (Self, Head) {
         let left = Head(Arc::new(AtomicU64::new(most)));
         let head = left.clone();
-        (Self { stream, left }, head)
+        (Self { stream, most, left }, head)
     }
 }
 
@@ -59,7 +60,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Headed<T> {
                 buf.set_filled(before);
                 Poll::Ready(Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    "heads without an answer",
+                    format!("more than {} bytes of heads without an answer", self.most),
                 )))
             }
         }

@@ -114,6 +114,12 @@ impl Node {
         .await;
     }
 
+    /// Whether it knows as many of a swarm of `nodes` as one does that has found its place.
+    pub fn has_found_its_place(&self, nodes: usize) -> bool {
+        const KNOWN: usize = 25;
+        self.peers_in("known") >= (nodes - 1).min(KNOWN)
+    }
+
     /// Peers in this state now: "known", "connected", "gone".
     pub fn peers_in(&self, state: &str) -> usize {
         self.routing.peers_in(state)

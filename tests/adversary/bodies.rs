@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt as _;
 use futures::future::join_all;
-use peili::mirror::flight::Puller;
-use peili::mirror::{FetchError, Fetched, Mirror, Wanted};
+use peili::mirror::{FetchError, Fetched, Mirror};
 use peili::oci::distribution::ByteRange;
 use peili::oci::{Digest, Key};
-use peili::recent::Journey;
 use peili::routing::Router as _;
-use peili::routing::rendezvous::Generation;
 use peili::testing;
 use peili::testing::conformance::routing::eventually;
+use peili::testing::fetch::{read, wanted};
 use peili::testing::noise;
 use peili::testing::peer::FakePeer;
 use peili::testing::router::FakeSwarm;
@@ -55,26 +52,11 @@ impl World {
     }
 
     async fn fetch(&self, range: Option<&str>) -> Result<Fetched, FetchError> {
-        let wanted = Wanted {
-            key: self.key.clone(),
-            path_and_query: format!("/v2/app/blobs/{}?ns=registry.test", self.key),
-            puller: Puller {
-                image: "registry.test/app".to_string(),
-                generation: Generation::One,
-                may_ask_again: false,
-                is_trial: false,
-            },
-            journey: Journey::default(),
-        };
+        let wanted = wanted(self.key.clone(), &format!("blobs/{}", self.key));
         self.mirror
             .blob(wanted, range.and_then(ByteRange::parse))
             .await
     }
-}
-
-async fn read(fetched: Fetched) -> std::io::Result<Vec<u8>> {
-    let chunks: Vec<_> = fetched.body.try_collect().await?;
-    Ok(chunks.concat())
 }
 
 /// Head and body.

@@ -1,12 +1,10 @@
 //! Forged tags, where nobody proves who he is.
 
-use peili::mirror::flight::Puller;
-use peili::mirror::{FetchError, Manifest, Wanted};
+use peili::mirror::{FetchError, Manifest};
 use peili::oci::{Digest, ImageName, Key};
-use peili::recent::Journey;
 use peili::routing::Router as _;
-use peili::routing::rendezvous::Generation;
 use peili::testing;
+use peili::testing::fetch::wanted;
 use peili::testing::router::FakeSwarm;
 
 use crate::registry::{Hostile, Says};
@@ -27,18 +25,7 @@ async fn asked(answers: &[&str]) -> Result<Manifest, FetchError> {
         liars.push(liar);
     }
     let mirror = testing::registry::mirror(router, &prometheus::Registry::new());
-    let wanted = Wanted {
-        key,
-        path_and_query: "/v2/app/manifests/v1?ns=registry.test".into(),
-        puller: Puller {
-            image: "registry.test/app".into(),
-            generation: Generation::One,
-            may_ask_again: false,
-            is_trial: false,
-        },
-        journey: Journey::default(),
-    };
-    mirror.tagged_manifest(wanted).await
+    mirror.tagged_manifest(wanted(key, "manifests/v1")).await
 }
 
 fn answer(headers: &str, body: &str) -> String {

@@ -51,9 +51,14 @@ async fn after_whatever_was_done_all_is_as_it_was() {
         return;
     }
     let length = std::env::var("PEILI_TEST_SOAK").ok();
-    let length = length.map(|text| duration(&text).expect("PEILI_TEST_SOAK"));
+    let length =
+        length.map(|text| duration(&text).unwrap_or_else(|why| panic!("PEILI_TEST_SOAK: {why:#}")));
     let seed = std::env::var("PEILI_TEST_SOAK_SEED").ok();
-    let seed = seed.map_or(1, |text| text.parse().expect("PEILI_TEST_SOAK_SEED"));
+    let seed = seed.map_or(1, |text| {
+        text.parse().unwrap_or_else(|why| {
+            panic!("PEILI_TEST_SOAK_SEED={text:?} is no seed ({why}): write a number, 7")
+        })
+    });
     let began = Instant::now();
     let (line, seen) = watch::channel(Line::default());
     let looking_on = tokio::spawn(look_on(seen, began, length));

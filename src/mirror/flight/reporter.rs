@@ -179,14 +179,15 @@ async fn look(flight: &Flight, watched: &mut HashMap<Digest, Watching>) -> Vec<S
         if let Some(part) = parts.get_mut(&standing.digest)
             && flight.0.sharing == InFlightSharing::Auto
         {
+            let mut registries = flight.registries();
             if let Some(got_more) = part.got_more(now) {
-                flight.registries().note(&part.image, got_more, now);
+                registries.note(&part.image, got_more, now);
             }
             if matches!(part.role, Role::Leads { .. }) {
-                let mut registries = flight.registries();
                 registries.brought(&part.image, standing.rate, now);
             }
-            let is_proven = flight.registries().is_faster(&part.image, now);
+            let is_proven = registries.is_faster(&part.image, now);
+            drop(registries);
             if *part.slow.borrow() || !part.is_slow(node_rate, is_proven, now) {
                 continue;
             }

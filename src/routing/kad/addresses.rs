@@ -3,12 +3,12 @@
 //! Addresses come from the network. One that means something else to each host (loopback, link-local) would make this
 //! node knock at its own doors or at the cloud's metadata service, so such addresses are dropped at every entrance.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-use crate::routing::may_be_peer;
+use crate::routing::may_be_node;
 
 /// What this node takes for an address.
 #[derive(Clone, Copy, Debug)]
@@ -40,17 +40,9 @@ impl Policy {
             Some(Protocol::P2p(_)) => parts.next().is_none(),
             Some(_) => false,
         };
-        (ends && port != 0 && self.allows(ip)).then(|| SocketAddr::new(ip, port))
-    }
-
-    /// Who tells it may be anywhere in the swarm, which is on this machine only if this node is.
-    fn allows(self, ip: IpAddr) -> bool {
-        let by = match self.loopback {
-            true => Ipv4Addr::LOCALHOST.into(),
-            // Of documentation: any that is not loopback.
-            false => Ipv4Addr::new(192, 0, 2, 1).into(),
-        };
-        may_be_peer(ip, by)
+        // Who tells it may be anywhere in the swarm, which is on this machine only if this node is.
+        let is_allowed = ends && port != 0 && may_be_node(ip, self.loopback);
+        is_allowed.then(|| SocketAddr::new(ip, port))
     }
 }
 

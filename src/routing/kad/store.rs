@@ -30,7 +30,7 @@ use interned::{Interned, level};
 const ANSWER: usize = 20;
 
 /// Kept so that different askers can be given different twenty. Who has been silent longest gives way.
-const MAX_PER_KEY: usize = 64;
+pub const MAX_PER_KEY: usize = 64;
 
 /// A node of a 200-node cluster with 5,000 keys each keeps 100,000 if no two nodes held the same.
 const MAX_REMOTE_KEYS: usize = 1 << 17;

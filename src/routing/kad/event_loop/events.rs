@@ -19,13 +19,10 @@ use super::super::leave;
 use super::super::membership::Stranger;
 use super::super::messages;
 use super::super::metrics::Direction;
-use super::super::store::{MAX_ADDRESSES, Store};
+use super::super::store::{MAX_ADDRESSES, MAX_PER_KEY, Store};
 use super::EventLoop;
 use super::join::Phase;
 use crate::telemetry::Seldom;
-
-/// Of one answer: as many as a node keeps of a key. One answer of 16 KiB has room for hundreds of made-up ones.
-const MAX_PROVIDERS: usize = 64;
 
 impl EventLoop {
     pub(super) fn observe(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -176,7 +173,8 @@ impl EventLoop {
     /// and in the store, if it was the store that answered.
     fn found(&mut self, query: QueryId, providers: HashSet<PeerId>, now: Instant) {
         let me = *self.swarm.local_peer_id();
-        for provider in providers.into_iter().take(MAX_PROVIDERS) {
+        // One answer of 16 KiB has room for hundreds of made-up ones; no node keeps more of a key than this.
+        for provider in providers.into_iter().take(MAX_PER_KEY) {
             let store = self.swarm.behaviour_mut().kad.store_mut();
             if provider == me
                 || !self.lookups.wants(query, &provider)
