@@ -33,7 +33,8 @@ use crate::oci::distribution::{ByteRange, Span};
 use crate::oci::{Digest, Key, media_type};
 use crate::recent::Journey;
 use crate::routing::{Peer, PeerId, Router};
-use attempt::{Ask, PeerError};
+use attempt::Ask;
+pub use attempt::PeerError;
 use body::Sources;
 use checked::{WHOLE, checked, not_it, whole};
 use flight::boarding::Boarding;
@@ -60,14 +61,13 @@ pub enum Probe {
     Bytes,
 }
 
-/// Asks one peer for what it is said to hold. Path and query as containerd would send them. Bounded in time; says in words
-/// why it did not deliver.
+/// Asks one peer for what it is said to hold. Path and query as containerd would send them. Bounded in time.
 pub async fn probe(
     peer: &Peer,
     probe: Probe,
     path_and_query: String,
     papers: &Papers,
-) -> Result<(), String> {
+) -> Result<(), PeerError> {
     let ask = Ask {
         method: match probe {
             Probe::Head | Probe::Tag => Method::HEAD,
@@ -77,11 +77,10 @@ pub async fn probe(
         range: None,
         growing: None,
     };
-    let answered = attempt::attempt(peer, &ask, papers).await;
-    let answer = answered.map_err(|e| e.to_string())?;
+    let answer = attempt::attempt(peer, &ask, papers).await?;
     let must_vouch = probe == Probe::Tag && papers.members.is_some();
     if must_vouch && answer.vouched.is_none() {
-        return Err(PeerError::Unvouched.to_string());
+        return Err(PeerError::Unvouched);
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::live::Delivery;
 use crate::content::{Image, Snapshot};
-use crate::mirror::{self, Papers};
+use crate::mirror::{self, Papers, PeerError};
 use crate::oci::Key;
 use crate::oci::filter::Filter;
 use crate::routing::{Peer, Router};
@@ -42,7 +42,7 @@ pub async fn deliver(
         }
     });
     let looked = futures::future::join_all(looked).await;
-    let mut failed = None;
+    let (mut failed, mut outdated) = (None, None);
     for (image, peers) in looked {
         for peer in peers {
             let digest = image.manifest.to_string();
@@ -60,11 +60,15 @@ pub async fn deliver(
                         ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
                     };
                 }
+                // Whoever has removed an image is told of until his record runs out.
+                Err(PeerError::Absent) => {
+                    outdated = Some(Delivery::Outdated { digest, peer: name });
+                }
                 Err(why) => {
                     failed = Some(Delivery::Failed {
                         digest,
                         peer: name,
-                        why,
+                        why: why.to_string(),
                     });
                 }
             }
@@ -74,5 +78,7 @@ pub async fn deliver(
             break;
         }
     }
-    failed.unwrap_or(Delivery::NothingShared { asked: some.len() })
+    failed
+        .or(outdated)
+        .unwrap_or(Delivery::NothingShared { asked: some.len() })
 }

@@ -80,6 +80,8 @@ pub enum Delivery {
         peer: String,
         why: String,
     },
+    /// Whoever is said to have any of what is here had it once.
+    Outdated { digest: String, peer: String },
     /// Nobody else says that he has any of so many blobs that are here.
     NothingShared { asked: usize },
     /// This node has no image that it could ask for.

@@ -111,7 +111,7 @@ async fn who_advertises_what_he_does_not_deliver_is_named() {
     // It has lost it, and what the cluster was told cannot be taken back.
     one.layout().remove(&image.reference()).unwrap();
     let said = ask().await;
-    said.must_say("delivery", "broken", "does not have it", "5000");
+    said.must_say("delivery", "warning", "does not have it", "removed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

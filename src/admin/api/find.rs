@@ -123,7 +123,7 @@ impl Wanted {
             delivers: answer.is_ok(),
             took_ms: millis(began.elapsed()),
             why: answer.err().map(|why| match self.repository {
-                Some(_) => why,
+                Some(_) => why.to_string(),
                 // Whoever leaves anything out must know whose it is.
                 None => format!("{why} (by its digest alone: an image's name before it may help)"),
             }),

@@ -118,6 +118,11 @@ pub fn delivery(live: Result<&Live, &Silence>) -> Finding {
             CHECK,
             format!("{digest} came from {peer}, its first byte after {ms} ms"),
         ),
+        Some(Delivery::Outdated { digest, peer }) => Finding::warning(
+            CHECK,
+            format!("{peer} is said to have {digest}, and does not have it"),
+            "Ordinary for twenty minutes after images were removed there. If it stays, ask the doctor of that node.",
+        ),
         Some(Delivery::Failed { digest, peer, why }) => Finding::broken(
             CHECK,
             format!("{peer} says that it has {digest}, and does not deliver it: {why}"),

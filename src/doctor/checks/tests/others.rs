@@ -192,6 +192,17 @@ fn the_port_and_the_others() {
         ),
         case(
             healthy(),
+            ("delivery", Warning),
+            ("is said to have sha256:00, and does not", "removed"),
+            |f| {
+                f.live.as_mut().unwrap().delivery = Some(Delivery::Outdated {
+                    digest: "sha256:00".into(),
+                    peer: "192.0.2.8:5000".into(),
+                });
+            },
+        ),
+        case(
+            healthy(),
             ("delivery", Skipped),
             ("any of 7 manifests", ""),
             |f| {
