@@ -53,9 +53,9 @@ soak: deps containerds ## nodes pull, delete, import and restart at random for S
 		$(AS_ROOT) cargo test --all-features --test soak after_whatever -- --nocapture
 
 .PHONY: bench
-bench: deps ## what serving, relaying, renewing and looking up cost, beside nginx, haproxy, a plain copy and plain libp2p, and what a node takes of memory
+bench: deps ## what serving, relaying, renewing, looking up and starting cost, beside nginx, haproxy, a plain copy and plain libp2p, and what a node takes of memory
 	BENCH=yes tests/deps
-	$(AS_ROOT_IF_FREE) cargo bench --all-features --bench http --bench relay --bench renewal --bench lookups --bench memory
+	$(AS_ROOT_IF_FREE) cargo bench --all-features --bench http --bench relay --bench renewal --bench lookups --bench startup --bench memory
 
 .PHONY: bench-crowd
 bench-crowd: deps containerds ## many nodes pull an image at once, measured; CROWD='--list' says what can be tried

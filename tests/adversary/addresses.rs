@@ -6,7 +6,7 @@ use std::time::Duration;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use peili::oci::{Digest, Key};
-use peili::testing::conformance::routing::{all, eventually};
+use peili::testing::conformance::routing::{all, content, eventually};
 use peili::testing::noise;
 
 use crate::liar::{KAD, Liar};
@@ -195,4 +195,25 @@ fn nobody_sends_a_node_to_the_metadata_service_or_to_itself() {
         knocks.retain(|at| at.ip() != ip);
         assert_eq!(knocks, []);
     });
+}
+
+#[tokio::test]
+async fn where_a_connected_node_is_it_says_itself_and_nobody_else() {
+    let node = Peili::start("127.0.9.101", None).await;
+    let holder = Peili::start("127.0.9.102", Some(&node.router())).await;
+    let liar = Liar::at("/ip4/127.0.9.103/tcp/0").await;
+    let elsewhere = "/ip4/127.0.9.104/tcp/5001".parse().unwrap();
+    *liar.lies.lock().unwrap() = vec![(holder.id(), vec![elsewhere])];
+    liar.dial(node.router()).await;
+    node.node.knows(2).await;
+
+    let key = content("the liar alone says that the holder has it");
+    let named = eventually("the liar is heard", async || {
+        let found = all(&node.node.kad, &key).await;
+        let id = holder.id().to_base58();
+        found.into_iter().find(|peer| peer.id.as_str() == id)
+    })
+    .await;
+    let ips: Vec<IpAddr> = named.registry.iter().map(SocketAddr::ip).collect();
+    assert_eq!(ips, [holder.node.ip]);
 }

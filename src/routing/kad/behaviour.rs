@@ -122,7 +122,12 @@ pub fn swarm(
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
     };
-    let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
+    let config = swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(IDLE)
+        // Every request has a stream of its own: asked first whether its protocol is understood, the other side costs each
+        // step of a lookup a second round trip. Now the request goes with the question. Whoever does not understand it says
+        // so as before, and the stream fails when it is read.
+        .with_substream_upgrade_protocol_override(upgrade::Version::V1Lazy);
     Ok(Swarm::new(transport, behaviour, me, config))
 }
 

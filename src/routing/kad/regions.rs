@@ -164,6 +164,9 @@ fn within(prefix: u32, bits: u32) -> Option<RecordKey> {
 mod tests {
     use std::collections::HashSet;
 
+    use libp2p::multihash::Multihash;
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
     use crate::routing::kad::records::record_key_of;
 
@@ -174,7 +177,13 @@ mod tests {
     }
 
     fn peers(count: usize) -> Vec<PeerId> {
-        (0..count).map(|_| PeerId::random()).collect()
+        // Always the same: by chance one in some hundred swarms is more lopsided than is asked for below.
+        let peer = |n: usize| {
+            let digest = Sha256::digest(n.to_be_bytes());
+            let sha2_256 = Multihash::wrap(0x12, &digest).expect("32 bytes");
+            PeerId::from_multihash(sha2_256).expect("a peer id")
+        };
+        (0..count).map(peer).collect()
     }
 
     /// What a search ends with.

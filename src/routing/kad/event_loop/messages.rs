@@ -1,5 +1,6 @@
 //! Messages to and from other nodes, and who is closest to a meeting.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use libp2p::PeerId;
 use libp2p::core::Endpoint;
+use libp2p::core::upgrade::NegotiationError;
 use libp2p::kad::{QueryId, RecordKey};
 use libp2p::request_response::{Event, Message, OutboundFailure};
 use libp2p::swarm::{ConnectionId, NetworkBehaviour};
@@ -104,15 +106,16 @@ impl EventLoop {
                 ..
             } => {
                 debug!(%peer, %error, "a call has failed");
-                let why = match error {
+                let why = match &error {
+                    OutboundFailure::UnsupportedProtocols => Unreachable::Stranger,
+                    OutboundFailure::Io(error) if is_not_understood(error) => Unreachable::Stranger,
                     OutboundFailure::DialFailure
                     | OutboundFailure::ConnectionClosed
                     | OutboundFailure::Io(_) => Unreachable::Gone,
                     OutboundFailure::Timeout => Unreachable::Silent,
-                    OutboundFailure::UnsupportedProtocols => Unreachable::Stranger,
                 };
                 match error {
-                    OutboundFailure::UnsupportedProtocols => {
+                    _ if why == Unreachable::Stranger => {
                         self.acquaintances.is_stranger(peer, now);
                     }
                     OutboundFailure::DialFailure | OutboundFailure::ConnectionClosed => {
@@ -330,4 +333,12 @@ impl EventLoop {
         }
         registries
     }
+}
+
+/// Whether the other side has said that it does not know the protocol. Whoever calls has sent its message by then, so it
+/// hears that when it reads.
+fn is_not_understood(error: &io::Error) -> bool {
+    let inner = error.get_ref();
+    let failed = inner.and_then(|inner| inner.downcast_ref::<NegotiationError>());
+    matches!(failed, Some(NegotiationError::Failed))
 }
