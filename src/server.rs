@@ -8,6 +8,7 @@ mod buffers;
 pub mod flush;
 pub mod measured;
 pub mod sendfile;
+mod timer;
 
 use std::fs::File;
 use std::io;
@@ -19,7 +20,7 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::{Request, server::conn::http1};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -36,6 +37,7 @@ use crate::tls::{self, CertDir};
 use buffers::Buffers;
 use flush::{Flushes, FlushingIo};
 use sendfile::{FileSender, SendingIo};
+use timer::OneTimer;
 
 /// A request head arrives in one packet; who needs longer is no client of ours. Also ends idle keep-alive connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -187,7 +189,7 @@ async fn serve(
         Box::pin(async move { router.call(request).await })
     });
     let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(OneTimer::default())
         .header_read_timeout(head_timeout)
         .max_buf_size(MAX_HEAD)
         .serve_connection(io, service);
