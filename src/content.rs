@@ -146,6 +146,15 @@ impl Blob {
                 format!("{} bytes are more than {limit}", self.size),
             ));
         }
+        if let BlobBytes::File(file) = &self.bytes
+            && self.size <= CHUNK as u64
+        {
+            let bytes = regular_file::read_at(file, 0, self.size as usize).await?;
+            return match bytes.len() as u64 == self.size {
+                true => Ok(bytes),
+                false => Err(shorter_than_it_was(bytes.len() as u64)),
+            };
+        }
         let chunks: Vec<Bytes> = self.read(0..self.size).try_collect().await?;
         Ok(chunks.concat().into())
     }

@@ -2,6 +2,7 @@
 //!
 //! A name that is registered twice or is not well formed is a mistake in this program, and is found by its first start.
 
+mod kept;
 mod page;
 
 use prometheus::core::{Collector, Desc};
@@ -10,6 +11,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+pub use kept::Kept;
 pub use page::{OpenMetrics, Page, PageError};
 
 pub fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {

@@ -1088,8 +1088,15 @@ async fn the_probes_say_what_is_awaited() {
 
     drop(guard);
     assert_eq!(node.get("/readyz").await.status, 200);
-    assert_eq!(node.get("/v2/").await.status, 200);
-    assert_eq!(node.get("/v2").await.status, 200);
+    for path in ["/livez", "/readyz", "/v2/", "/v2"] {
+        let (get, head) = (node.get(path).await, node.ask("HEAD", path, &[]).await);
+        assert_eq!((get.status, head.status), (200, 200), "{path}");
+        let length = get.body.len().to_string();
+        let lengths = [&get, &head].map(|answer| answer.header("content-length"));
+        assert_eq!(lengths, [Some(&*length); 2], "{path}");
+        assert!(head.body.is_empty(), "{path}");
+        assert_eq!(node.ask("PUT", path, &[]).await.status, 405, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use peili::content::layout::{self, Layout};
 use peili::oci::Digest;
 use peili::readiness::Readiness;
 use peili::registry;
+use peili::server::Answers as _;
 use peili::server::sendfile::FileSender;
 use peili::shutdown::Shutdown;
 use peili::testing::router::FakeSwarm;
@@ -61,6 +62,7 @@ async fn served(around: impl Fn(Router) -> Router) -> Served {
     let metrics = prometheus::Registry::new();
     let mirror = testing::registry::mirror(FakeSwarm::new().join(address), &metrics);
     let routes = registry::router(testing::registry::over(store, mirror, &metrics));
+    let routes = Router::new().fallback(move |request| routes.clone().answer(request));
     let sender = Arc::new(Mutex::new(FileSender::default()));
     let last = Arc::clone(&sender);
     let look = from_fn(move |request: Request, next: Next| {

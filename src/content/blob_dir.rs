@@ -16,7 +16,13 @@ pub fn blobs(root: &Path) -> PathBuf {
 }
 
 pub fn blob(root: &Path, digest: &Digest) -> PathBuf {
-    blobs(root).join(digest.algorithm()).join(digest.hex())
+    // Made in one piece: this is done for each request.
+    let names = ["blobs", digest.algorithm(), digest.hex()];
+    let length = names.iter().map(|name| 1 + name.len()).sum::<usize>();
+    let mut path = PathBuf::with_capacity(root.as_os_str().len() + length);
+    path.push(root);
+    path.extend(names);
+    path
 }
 
 /// None where there is no such regular file ([`regular_file::open`]).

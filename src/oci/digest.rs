@@ -52,7 +52,7 @@ impl Digest {
     pub fn verifies(&self, bytes: &[u8]) -> bool {
         let mut hasher = self.hasher();
         hasher.update(bytes);
-        hasher.finish() == *self
+        hasher.hex().1 == self.hex()
     }
 
     /// An empty hash of this digest's algorithm.
@@ -83,16 +83,31 @@ impl Hasher {
     }
 
     pub fn finish(self) -> Digest {
-        let (algorithm, hash) = match self {
-            Hasher::Sha256(h) => ("sha256", h.finalize().to_vec()),
-            Hasher::Sha384(h) => ("sha384", h.finalize().to_vec()),
-            Hasher::Sha512(h) => ("sha512", h.finalize().to_vec()),
-        };
-        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (algorithm, hex) = self.hex();
         format!("{algorithm}:{hex}")
             .parse()
             .expect("a hash of a known algorithm is a digest")
     }
+
+    /// The two parts of the digest.
+    fn hex(self) -> (&'static str, String) {
+        match self {
+            Hasher::Sha256(h) => ("sha256", hex(&h.finalize())),
+            Hasher::Sha384(h) => ("sha384", hex(&h.finalize())),
+            Hasher::Sha512(h) => ("sha512", hex(&h.finalize())),
+        }
+    }
+}
+
+/// In lower case. Formatting byte by byte would take several times as long as the hash of a manifest.
+fn hex(bytes: &[u8]) -> String {
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    let mut hex = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        hex.push(digit(byte >> 4));
+        hex.push(digit(byte & 15));
+    }
+    hex
 }
 
 impl FromStr for Digest {

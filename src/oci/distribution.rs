@@ -95,8 +95,8 @@ impl Resource {
         let no_such_path = || PathError::NoSuchPath(path.chars().take(200).collect());
         let (rest, reference) = path.rsplit_once('/').ok_or_else(no_such_path)?;
         let (name, kind) = rest.rsplit_once('/').ok_or_else(no_such_path)?;
-        let repository =
-            Repository::new(ns.unwrap_or("localhost"), name).map_err(PathError::Name)?;
+        let registry = ns.unwrap_or("localhost");
+        Repository::check(registry, name).map_err(PathError::Name)?;
         match kind {
             "blobs" => match reference.parse() {
                 Ok(digest) => Ok(Resource::Blob(digest)),
@@ -107,6 +107,7 @@ impl Resource {
                 Err(e) => Err(PathError::Reference(ReferenceError::Digest(e))),
             },
             "manifests" => {
+                let repository = Repository::new(registry, name).map_err(PathError::Name)?;
                 let tag = TagName::new(repository, reference).map_err(PathError::Reference)?;
                 Ok(Resource::Manifest(match ns {
                     Some(_) => ManifestReference::Tag(tag),

@@ -37,13 +37,19 @@ pub struct Repository {
 }
 
 impl Repository {
-    pub fn new(registry: &str, path: &str) -> Result<Self, ReferenceError> {
+    /// Whether the two are what their names say.
+    pub fn check(registry: &str, path: &str) -> Result<(), ReferenceError> {
         if !is_host(registry) {
             return Err(ReferenceError::Registry(shortened(registry)));
         }
         if !is_repository_path(path) {
             return Err(ReferenceError::Repository(shortened(path)));
         }
+        Ok(())
+    }
+
+    pub fn new(registry: &str, path: &str) -> Result<Self, ReferenceError> {
+        Self::check(registry, path)?;
         let hub = matches!(registry, "docker.io" | "index.docker.io");
         Ok(Self {
             registry: if hub { "docker.io" } else { registry }.to_string(),

@@ -1,8 +1,9 @@
 //! One request, while it is under way and when it has ended.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -41,7 +42,7 @@ pub enum Kind {
 pub struct Asked {
     pub by: Asker,
     pub remote: Option<IpAddr>,
-    pub method: String,
+    pub method: Cow<'static, str>,
     pub kind: Kind,
     /// `registry/repository`; without `ns` the repository alone.
     pub image: Option<String>,
@@ -64,10 +65,14 @@ impl Asked {
         Self {
             by: Asker::Containerd,
             remote: None,
-            method: shortened(method),
+            method: match method {
+                "GET" => "GET".into(),
+                "HEAD" => "HEAD".into(),
+                other => shortened(other).into(),
+            },
             kind,
             image: name.map(|name| match ns {
-                Some(ns) => shortened(&format!("{ns}/{name}")),
+                Some(ns) => shortened(&[ns, "/", name].concat()),
                 None => shortened(name),
             }),
             reference: shortened(match kind {
@@ -84,7 +89,7 @@ pub struct Transfer {
     pub id: u64,
     /// When it began, in milliseconds since 1970.
     pub at: u64,
-    pub asked: Asked,
+    pub asked: Arc<Asked>,
     pub journey: Journey,
     began: Instant,
     bytes: AtomicU64,
@@ -97,7 +102,7 @@ impl Transfer {
         Self {
             id,
             at,
-            asked,
+            asked: Arc::new(asked),
             journey: Journey::default(),
             began: Instant::now(),
             bytes: AtomicU64::new(0),
@@ -106,10 +111,12 @@ impl Transfer {
         }
     }
 
-    /// More of its body has been taken. This is called for each chunk.
-    pub fn brought(&self, bytes: u64) {
+    /// More of its body has been taken, so long after it began. This is called for each chunk.
+    pub fn brought(&self, bytes: u64) -> Duration {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        lock(&self.pace).add(bytes, self.began.elapsed());
+        let at = self.began.elapsed();
+        lock(&self.pace).add(bytes, at);
+        at
     }
 
     /// Bytes per second, of late.
@@ -173,7 +180,7 @@ pub struct Request {
     /// When it began, in milliseconds since 1970.
     pub at: u64,
     #[serde(flatten)]
-    pub asked: Asked,
+    pub asked: Arc<Asked>,
     pub status: u16,
     /// local, peer, miss, failed or busy, as in the metrics.
     pub source: &'static str,
@@ -208,7 +215,11 @@ pub fn some_millis<S: Serializer>(
 }
 
 fn shortened(text: &str) -> String {
-    text.chars().take(MAX_TEXT).collect()
+    match text.len() {
+        // Character by character takes many times as long, and this is done for each request.
+        0..=MAX_TEXT => text.to_owned(),
+        _ => text.chars().take(MAX_TEXT).collect(),
+    }
 }
 
 #[cfg(test)]

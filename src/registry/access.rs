@@ -2,6 +2,8 @@
 //!
 //! A request is over when its body is: only then is it known what it brought and how it ended.
 
+mod metrics;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -13,192 +15,26 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, Registry};
-use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::asked::{after_again, ns_of};
 use super::error::Error;
-use super::{after_again, ns_of};
 use crate::membership::Refused;
-use crate::metrics;
-use crate::mirror::InFlight;
 use crate::oci::distribution::{SOURCE, TRIAL};
-use crate::recent::{Asked, Asker, ByBytes, ByRequests, Ended, Journey, Recent, Totals, Transfer};
+use crate::recent::{Asked, Asker, Ended, Journey, Transfer};
 use crate::server::flush::Flushes;
 use crate::telemetry::Seldom;
-
-/// Where an answer came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// From this node's own content.
-    Local,
-    /// From another node.
-    Peer,
-    /// Nobody holds it: containerd goes upstream.
-    Miss,
-    /// It should have come, and did not, or not wholly.
-    Failed,
-    /// A peer was sent to other holders.
-    Busy,
-}
-
-impl Source {
-    const OF_MIRROR: [Source; 4] = [Source::Local, Source::Peer, Source::Miss, Source::Failed];
-    const OF_UPLOADS: [Source; 4] = [Source::Local, Source::Miss, Source::Busy, Source::Failed];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Source::Local => "local",
-            Source::Peer => "peer",
-            Source::Miss => "miss",
-            Source::Failed => "failed",
-            Source::Busy => "busy",
-        }
-    }
-}
-
-/// Bytes from a peer that was itself still getting them; a body may have both kinds.
-const IN_FLIGHT: &str = "in_flight";
-
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    requests: IntCounterVec,
-    bytes: IntCounterVec,
-    duration: HistogramVec,
-    uploads: IntCounterVec,
-    uploaded: IntCounter,
-    /// What left before it was whole here.
-    pub(super) relayed: IntCounter,
-    saved: IntCounter,
-    unauthorized: IntCounterVec,
-    strangers: IntCounterVec,
-    /// What is remembered of each, for people.
-    recent: Recent,
-}
-
-impl Metrics {
-    pub fn new(registry: &Registry) -> Self {
-        let metrics = Self {
-            requests: metrics::counters(
-                registry,
-                "peili_mirror_requests_total",
-                "Requests of this node's containerd by source of the answer: local, peer (whole there or in flight), miss \
-                 (nobody holds it, containerd goes upstream), failed (not or not wholly delivered).",
-                &["source"],
-            ),
-            bytes: metrics::counters(
-                registry,
-                "peili_mirror_bytes_total",
-                "Bytes of bodies sent to this node's containerd by source: local, peer (that had it whole), in_flight (a \
-                 peer that was still getting it).",
-                &["source"],
-            ),
-            duration: metrics::histograms(
-                registry,
-                "peili_mirror_request_duration_seconds",
-                "Time from a request of this node's containerd to the end of its body, by source.",
-                &["source"],
-                metrics::REQUEST_SECONDS,
-            ),
-            uploads: metrics::counters(
-                registry,
-                "peili_upload_requests_total",
-                "Requests of peers by source of the answer: local, miss, busy (sent to other holders), \
-                 failed.",
-                &["source"],
-            ),
-            uploaded: metrics::counter(
-                registry,
-                "peili_upload_bytes_total",
-                "Bytes of bodies sent to peers.",
-            ),
-            relayed: metrics::counter(
-                registry,
-                "peili_relayed_bytes_total",
-                "Bytes of layers sent to peers while they were still being written.",
-            ),
-            saved: metrics::counter(
-                registry,
-                "peili_registry_bytes_saved_total",
-                "Bytes sent to this node's containerd out of other nodes, whole or in flight, which no registry had to send.",
-            ),
-            unauthorized: metrics::counters(
-                registry,
-                "peili_unauthorized_requests_total",
-                "Requests refused for want of the right user name and password, by who sent them: peer, other.",
-                &["from"],
-            ),
-            strangers: metrics::counters(
-                registry,
-                "peili_registry_strangers_total",
-                "Requests of peers refused for want of a proof of membership, by reason: unproven (none, or one that this \
-                 release does not know), unknown (by another cluster secret, or for another node), clock (the asker's clock \
-                 differs by more than 5 min).",
-                &["reason"],
-            ),
-            recent: Recent::default(),
-        };
-        for refused in [Refused::Unproven, Refused::Unknown, Refused::Clock(0)] {
-            metrics.strangers.with_label_values(&[refused.as_str()]);
-        }
-        // A counter that is not there looks like a scrape that failed.
-        for source in Source::OF_MIRROR {
-            metrics.requests.with_label_values(&[source.as_str()]);
-        }
-        for source in Source::OF_UPLOADS {
-            metrics.uploads.with_label_values(&[source.as_str()]);
-        }
-        for from in ["peer", "other"] {
-            metrics.unauthorized.with_label_values(&[from]);
-        }
-        for source in [Source::Local.as_str(), Source::Peer.as_str(), IN_FLIGHT] {
-            metrics.bytes.with_label_values(&[source]);
-        }
-        metrics
-    }
-
-    /// What these requests were.
-    pub fn recent(&self) -> Recent {
-        self.recent.clone()
-    }
-
-    /// How the numbers stand.
-    pub fn totals(&self) -> Totals {
-        let requests = |source: Source| {
-            let counter = self.requests.with_label_values(&[source.as_str()]);
-            counter.get()
-        };
-        let bytes = |source| self.bytes.with_label_values(&[source]).get();
-        Totals {
-            requests: ByRequests {
-                local: requests(Source::Local),
-                peer: requests(Source::Peer),
-                miss: requests(Source::Miss),
-                failed: requests(Source::Failed),
-            },
-            bytes: ByBytes {
-                local: bytes(Source::Local.as_str()),
-                peer: bytes(Source::Peer.as_str()),
-                in_flight: bytes(IN_FLIGHT),
-            },
-            saved: self.saved.get(),
-            uploaded: self.uploaded.get(),
-        }
-    }
-}
+use metrics::Moved;
+pub use metrics::{Metrics, Source};
 
 /// One request, from its head to the end of its body. Told when dropped.
 pub(super) struct Access {
-    began: Instant,
     remote: Option<SocketAddr>,
-    path: String,
-    /// Whether it came to an entry of hosts.toml whose 404 is not the last word.
-    again: bool,
-    ns: Option<String>,
+    uri: Uri,
     /// Requests for what is no content (wrong paths and methods) are logged and not counted.
     counts: bool,
     from_peer: bool,
@@ -215,25 +51,27 @@ pub(super) struct Access {
 }
 
 impl Access {
-    pub(super) fn begin(parts: &Parts, from_peer: bool, metrics: Metrics) -> Self {
+    /// `ns` is the registry on whose behalf it is asked.
+    pub(super) fn begin(
+        parts: &Parts,
+        ns: Option<&str>,
+        from_peer: bool,
+        metrics: Metrics,
+    ) -> Self {
         let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>();
         let remote = remote.map(|ConnectInfo(remote)| *remote);
-        let (path, ns) = (parts.uri.path(), ns_of(parts));
-        let transfer = metrics.recent.begin(Asked {
+        let transfer = metrics.remembers().begin(Asked {
             by: match from_peer {
                 true => Asker::Peer,
                 false if parts.headers.contains_key(TRIAL) => Asker::Trial,
                 false => Asker::Containerd,
             },
             remote: remote.map(|remote| remote.ip()),
-            ..Asked::of(parts.method.as_str(), path, ns.as_deref())
+            ..Asked::of(parts.method.as_str(), parts.uri.path(), ns)
         });
         Self {
-            began: Instant::now(),
             remote,
-            path: path.chars().take(300).collect(),
-            again: after_again(path).is_some(),
-            ns,
+            uri: parts.uri.clone(),
             counts: false,
             from_peer,
             source: Source::Miss,
@@ -280,8 +118,7 @@ impl Access {
 
     fn stranger(&self, refused: &Refused) {
         static SAID: Seldom = Seldom::new();
-        let counter = &self.metrics.strangers;
-        counter.with_label_values(&[refused.as_str()]).inc();
+        self.metrics.stranger(refused);
         if SAID.is_due() {
             let remote = self.remote.map(tracing::field::display);
             warn!(
@@ -296,7 +133,7 @@ impl Access {
     fn unauthorized(&self) {
         static SAID: [Seldom; 2] = [Seldom::new(), Seldom::new()];
         let from = if self.from_peer { "peer" } else { "other" };
-        self.metrics.unauthorized.with_label_values(&[from]).inc();
+        self.metrics.unauthorized(from);
         if !SAID[usize::from(self.from_peer)].is_due() {
             return;
         }
@@ -364,20 +201,25 @@ impl Access {
     }
 
     fn tell(&self) {
-        let took = self.began.elapsed();
+        let took = self.transfer.elapsed();
         let source = self.source.as_str();
-        if self.counts {
-            self.count(source, took);
+        match self.from_peer {
+            _ if !self.counts => {}
+            true => self.metrics.uploaded(self.source),
+            false => self.metrics.answered(self.source, took),
         }
         let remote = self.remote.map(tracing::field::display);
+        let path = self.uri.path();
+        // Fields are evaluated for a line that is written, and only then.
         macro_rules! line {
             ($level:ident) => {
                 $level!(
                     remote,
-                    method = self.transfer.asked.method,
-                    path = self.path,
-                    again = self.again,
-                    ns = self.ns,
+                    method = &*self.transfer.asked.method,
+                    path = path.chars().take(300).collect::<String>(),
+                    // Whether it came to an entry of hosts.toml whose 404 is not the last word.
+                    again = after_again(path).is_some(),
+                    ns = ns_of(&self.uri),
                     from_peer = self.from_peer,
                     source,
                     status = self.status.as_u16(),
@@ -393,18 +235,6 @@ impl Access {
             line!(debug)
         } else {
             line!(info)
-        }
-    }
-
-    fn count(&self, source: &str, took: Duration) {
-        if self.from_peer {
-            self.metrics.uploads.with_label_values(&[source]).inc();
-        } else {
-            self.metrics.requests.with_label_values(&[source]).inc();
-            self.metrics
-                .duration
-                .with_label_values(&[source])
-                .observe(took.as_secs_f64());
         }
     }
 }
@@ -424,7 +254,7 @@ impl Drop for Access {
             first_byte: self.first_byte,
             error: self.error.take(),
         };
-        self.metrics.recent.end(&self.transfer, ended);
+        self.metrics.remembers().end(&self.transfer, ended);
     }
 }
 
@@ -436,44 +266,6 @@ struct Counted<S> {
     access: Access,
 }
 
-/// Where the bytes of a body are counted.
-struct Moved {
-    whole: IntCounter,
-    /// And while it comes from a node that is still getting it.
-    in_flight: Option<(InFlight, IntCounter)>,
-    /// Whatever the registry was spared.
-    saved: Option<IntCounter>,
-}
-
-impl Moved {
-    fn new(metrics: &Metrics, to_peer: bool, source: Source, in_flight: Option<InFlight>) -> Self {
-        if to_peer {
-            return Self {
-                whole: metrics.uploaded.clone(),
-                in_flight: None,
-                saved: None,
-            };
-        }
-        let of = |source| metrics.bytes.with_label_values(&[source]);
-        Self {
-            whole: of(source.as_str()),
-            in_flight: in_flight.map(|it| (it, of(IN_FLIGHT))),
-            saved: (source == Source::Peer).then(|| metrics.saved.clone()),
-        }
-    }
-
-    fn count(&self, bytes: u64) {
-        let counter = match &self.in_flight {
-            Some((is_in_flight, counter)) if is_in_flight.is() => counter,
-            _ => &self.whole,
-        };
-        counter.inc_by(bytes);
-        if let Some(saved) = &self.saved {
-            saved.inc_by(bytes);
-        }
-    }
-}
-
 impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
     type Item = io::Result<Bytes>;
 
@@ -482,10 +274,8 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
         match &polled {
             Poll::Ready(Some(Ok(chunk))) => {
                 let access = &mut self.access;
-                access
-                    .first_byte
-                    .get_or_insert_with(|| access.began.elapsed());
-                access.transfer.brought(chunk.len() as u64);
+                let at = access.transfer.brought(chunk.len() as u64);
+                access.first_byte.get_or_insert(at);
                 if let Some(moved) = &self.moved {
                     moved.count(chunk.len() as u64);
                 }
@@ -497,31 +287,5 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Stream for Counted<S> {
             _ => {}
         }
         polled
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_counted_by_where_they_come_from_and_what_no_registry_sent_once_more() {
-        let registry = Registry::new();
-        let metrics = Metrics::new(&registry);
-        let in_flight = InFlight::default();
-
-        // A body that is followed, and then goes on from a node that has it whole.
-        let moved = Moved::new(&metrics, false, Source::Peer, Some(in_flight.clone()));
-        in_flight.set(true);
-        moved.count(40);
-        in_flight.set(false);
-        moved.count(500);
-        Moved::new(&metrics, false, Source::Local, None).count(6_000);
-        Moved::new(&metrics, true, Source::Local, None).count(70_000);
-
-        let of = |source| metrics.bytes.with_label_values(&[source]).get();
-        assert_eq!([of("in_flight"), of("peer"), of("local")], [40, 500, 6_000]);
-        assert_eq!(metrics.saved.get(), 540);
-        assert_eq!(metrics.uploaded.get(), 70_000);
     }
 }

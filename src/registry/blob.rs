@@ -15,12 +15,10 @@ use tracing::debug;
 use super::access::Source;
 use super::error::{Error, Miss};
 use super::uploads::{SMALL, Upload};
-use super::{Answered, Asked, Registry, growing, in_time};
+use super::{Answered, Asked, DIGEST, Registry, growing, in_time};
 use crate::content::StoreError;
 use crate::mirror::FetchError;
-use crate::oci::distribution::{
-    ByteRange, DOCKER_CONTENT_DIGEST, MAX_HOLDERS, Span, Unsatisfiable,
-};
+use crate::oci::distribution::{ByteRange, MAX_HOLDERS, Span, Unsatisfiable};
 use crate::oci::media_type;
 use crate::oci::{Digest, Key};
 
@@ -31,7 +29,7 @@ pub(super) async fn answer(
 ) -> Result<Answered, Error> {
     let range = asked.range.as_deref().and_then(ByteRange::parse);
     if let Some(patience) = asked.growing {
-        return growing::blob(registry, asked, digest, range, patience).await;
+        return Box::pin(growing::blob(registry, asked, digest, range, patience)).await;
     }
     match in_time(local(registry, asked, digest, range)).await {
         Ok(Some(answer)) => return answer,
@@ -44,13 +42,16 @@ pub(super) async fn answer(
         error => Error::NoBlob(Miss::Fetch(error)),
     };
     if asked.is_head {
-        let total = registry.mirror.blob_size(wanted).await.map_err(missed)?;
+        // Boxed, as whatever is waited for elsewhere: what is here is answered without room for it.
+        let total = Box::pin(registry.mirror.blob_size(wanted)).await;
+        let total = total.map_err(missed)?;
         return Ok(Answered {
             response: head(digest, total, None),
             source: Source::Peer,
         });
     }
-    let fetched = registry.mirror.blob(wanted, range).await.map_err(missed)?;
+    let fetched = Box::pin(registry.mirror.blob(wanted, range)).await;
+    let fetched = fetched.map_err(missed)?;
     let part = range.map(|_| fetched.span);
     let mut response = with_body(head(digest, fetched.total, part), fetched.body);
     response.extensions_mut().insert(fetched.in_flight);
@@ -129,7 +130,7 @@ pub(super) async fn begin_upload(
     };
     match registry.uploads.begin(peer) {
         Some(upload) => Ok(Some(upload)),
-        None => Err(busy(registry, digest, peer).await),
+        None => Err(Box::pin(busy(registry, digest, peer)).await),
     }
 }
 
@@ -161,12 +162,7 @@ pub(super) fn head(digest: &Digest, total: u64, part: Option<Span>) -> Response 
         part.map_or(total, |part| part.len()).into(),
     );
     // A digest is hexadecimal and a range is decimal: both are header values.
-    headers.extend(HeaderValue::from_str(digest.as_str()).map(|digest| {
-        (
-            header::HeaderName::from_static(DOCKER_CONTENT_DIGEST),
-            digest,
-        )
-    }));
+    headers.extend(HeaderValue::from_str(digest.as_str()).map(|digest| (DIGEST.clone(), digest)));
     if let Some(part) = part {
         headers.extend(
             HeaderValue::from_str(&part.content_range(total))

@@ -200,7 +200,7 @@ async fn relay(
         end: total,
     });
     let upload = blob::begin_upload(registry, asked, digest, span).await?;
-    let relayed = registry.metrics.relayed.clone();
+    let relayed = registry.metrics.relayed();
     let mut body = ingest.send(span.start..span.end, &asked.sender);
     let first = match body.try_next().await {
         Ok(first) => first.map(Ok),

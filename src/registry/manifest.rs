@@ -4,18 +4,18 @@
 //! be had, and a HEAD is the GET without its body.
 
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
-use super::{Answered, Asked, Registry, growing, in_time};
+use super::{Answered, Asked, DIGEST, Registry, growing, in_time};
 use crate::content::StoreError;
 use crate::mirror::Manifest;
 use crate::oci::Digest;
-use crate::oci::distribution::{DOCKER_CONTENT_DIGEST, MAX_MANIFEST, ManifestReference};
+use crate::oci::distribution::{MAX_MANIFEST, ManifestReference};
 use crate::oci::media_type;
 
 pub(super) async fn answer(
@@ -24,7 +24,8 @@ pub(super) async fn answer(
     reference: &ManifestReference,
 ) -> Result<Answered, Error> {
     if let (Some(patience), ManifestReference::Digest(digest)) = (asked.growing, reference) {
-        let bytes = growing::manifest(registry, reference, digest, patience).await?;
+        let bytes = growing::manifest(registry, reference, digest, patience);
+        let bytes = Box::pin(bytes).await?;
         return Ok(Answered {
             response: response(asked, digest, bytes, None),
             source: Source::Local,
@@ -41,9 +42,12 @@ pub(super) async fn answer(
         Err(e) => debug!(?reference, error = %e, "not to be had locally"),
     }
     let wanted = registry.wanted(asked).map_err(Error::NoManifest)?;
+    // Boxed, as whatever is waited for elsewhere: what is here is answered without room for it.
     let fetched = match reference {
-        ManifestReference::Digest(digest) => registry.mirror.manifest(wanted, digest).await,
-        _ => registry.mirror.tagged_manifest(wanted).await,
+        ManifestReference::Digest(digest) => {
+            Box::pin(registry.mirror.manifest(wanted, digest)).await
+        }
+        _ => Box::pin(registry.mirror.tagged_manifest(wanted)).await,
     };
     let Manifest {
         bytes,
@@ -104,9 +108,6 @@ fn response(asked: &Asked, digest: &Digest, bytes: Bytes, sent_as: Option<String
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONTENT_LENGTH, length.into());
-    headers.extend(
-        HeaderValue::from_str(digest.as_str())
-            .map(|digest| (HeaderName::from_static(DOCKER_CONTENT_DIGEST), digest)),
-    );
+    headers.extend(HeaderValue::from_str(digest.as_str()).map(|digest| (DIGEST.clone(), digest)));
     response
 }

@@ -5,31 +5,40 @@
 //! status codes that we send.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
-use axum::middleware::{self, Next};
 use axum::response::Response;
 use bytes::Bytes;
+use futures::FutureExt as _;
 use hyper::body::{Frame, SizeHint};
-use prometheus::{HistogramVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Histogram, HistogramVec, IntGauge, IntGaugeVec, Registry};
 use tokio::time::Instant;
 
-use crate::metrics;
+use super::Answers;
+use crate::metrics::{self, Kept};
 
+/// Cloneable; all clones count into the same.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     duration: HistogramVec,
     size: HistogramVec,
     under_way: IntGaugeVec,
+    /// By handler, method and status code: duration and size.
+    ended: Kept<(&'static str, &'static str, StatusCode), (Histogram, Histogram)>,
+    /// By handler and method.
+    begun: Kept<(&'static str, &'static str), IntGauge>,
 }
 
 impl Metrics {
     pub fn new(registry: &Registry) -> Self {
-        Self {
+        Self(Arc::new(Inner {
             duration: metrics::histograms(
                 registry,
                 "peili_http_request_duration_seconds",
@@ -51,15 +60,41 @@ impl Metrics {
                 "Requests whose response has not ended yet, by handler and method.",
                 &["handler", "method"],
             ),
-        }
+            ended: Kept::default(),
+            begun: Kept::default(),
+        }))
     }
 
     /// The same routes, measured. `handler` names the kind of a path, out of few.
-    pub fn measure(self, router: Router, handler: fn(&str) -> &'static str) -> Router {
-        router.layer(middleware::from_fn(move |request: Request, next: Next| {
-            let measure = Measure::begin(&self, handler(request.uri().path()), request.method());
-            async move { measure.with_body(next.run(request).await) }
-        }))
+    pub fn measure<A: Answers>(self, routes: A, handler: fn(&str) -> &'static str) -> Measured<A> {
+        Measured {
+            routes,
+            handler,
+            metrics: self,
+        }
+    }
+
+    fn under_way(&self, handler: &'static str, method: &'static str) -> &IntGauge {
+        let all = &self.0.under_way;
+        let make = || all.with_label_values(&[handler, method]);
+        self.0.begun.get((handler, method), make)
+    }
+}
+
+/// Routes that are measured.
+#[derive(Clone)]
+pub struct Measured<A> {
+    routes: A,
+    handler: fn(&str) -> &'static str,
+    metrics: Metrics,
+}
+
+impl<A: Answers> Answers for Measured<A> {
+    fn answer(self, request: Request) -> impl Future<Output = Response> + Send + 'static {
+        let handler = (self.handler)(request.uri().path());
+        let measure = Measure::begin(self.metrics, handler, request.method());
+        let answer = self.routes.answer(request);
+        answer.map(|response| measure.with_body(response))
     }
 }
 
@@ -71,34 +106,31 @@ struct Measure {
     /// None: it ended before there was a response.
     code: Option<StatusCode>,
     bytes: u64,
-    under_way: IntGauge,
     metrics: Metrics,
 }
 
 impl Measure {
-    fn begin(metrics: &Metrics, handler: &'static str, method: &Method) -> Self {
+    fn begin(metrics: Metrics, handler: &'static str, method: &Method) -> Self {
         let method = match *method {
             Method::GET => "GET",
             Method::HEAD => "HEAD",
             _ => "other",
         };
-        let under_way = metrics.under_way.with_label_values(&[handler, method]);
-        under_way.inc();
+        metrics.under_way(handler, method).inc();
         Self {
             began: Instant::now(),
             handler,
             method,
             code: None,
             bytes: 0,
-            under_way,
-            metrics: metrics.clone(),
+            metrics,
         }
     }
 
     fn with_body(mut self, response: Response) -> Response {
         self.code = Some(response.status());
         response.map(|body| {
-            Body::new(Measured {
+            Body::new(MeasuredBody {
                 body,
                 measure: self,
             })
@@ -108,25 +140,31 @@ impl Measure {
 
 impl Drop for Measure {
     fn drop(&mut self) {
-        self.under_way.dec();
+        self.metrics.under_way(self.handler, self.method).dec();
         let Some(code) = self.code else {
             return;
         };
-        let labels = [self.handler, self.method, code.as_str()];
-        let duration = self.metrics.duration.with_label_values(&labels);
+        let metrics = &*self.metrics.0;
+        let labels = (self.handler, self.method, code);
+        let (duration, size) = metrics.ended.get(labels, || {
+            let labels = [self.handler, self.method, code.as_str()];
+            (
+                metrics.duration.with_label_values(&labels),
+                metrics.size.with_label_values(&labels),
+            )
+        });
         duration.observe(self.began.elapsed().as_secs_f64());
-        let size = self.metrics.size.with_label_values(&labels);
         size.observe(self.bytes as f64);
     }
 }
 
 /// The same body, counted.
-struct Measured {
+struct MeasuredBody {
     body: Body,
     measure: Measure,
 }
 
-impl HttpBody for Measured {
+impl HttpBody for MeasuredBody {
     type Data = Bytes;
     type Error = axum::Error;
 

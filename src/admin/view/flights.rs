@@ -62,7 +62,7 @@ pub fn of(debug: &Debug) -> Flights {
         .into_iter()
         .map(|transfer| Transfer {
             id: transfer.id,
-            asked: transfer.asked.clone(),
+            asked: Asked::clone(&transfer.asked),
             bytes: transfer.bytes(),
             length: transfer.length(),
             bytes_per_second: transfer.rate(),
