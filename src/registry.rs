@@ -85,8 +85,8 @@ pub fn router(registry: Registry) -> Routes {
 }
 
 impl Answers for Routes {
-    fn answer(self, request: Request) -> impl Future<Output = Response> + Send + 'static {
-        async move { self.0.route(request).await }
+    async fn answer(self, request: Request) -> Response {
+        self.0.route(request).await
     }
 }
 
