@@ -82,6 +82,12 @@ impl Ingest {
         blobs.is_some_and(|name| name == "blobs")
     }
 
+    /// Whether containerd had all of it and has thrown it away.
+    pub fn was_refused(&self) -> bool {
+        let is_all = self.written().is_ok_and(|written| written == self.total);
+        is_all && self.is_unlinked() && !self.was_committed()
+    }
+
     /// Whether both are the same open file.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.data, &other.data)

@@ -256,11 +256,13 @@ impl Flight {
         let ingest = self.0.inflight.find(digest).await.ok()??;
         let total = ingest.total();
         // Held from here on: a small layer is filled, refused and gone between two looks of the reporter, who would then
-        // know of no refusal.
+        // know of no refusal. And whoever asks again at once must not be sent to where that one came from.
         if let Some(part) = self.parts().get_mut(digest)
             && part.ingest.as_ref().is_none_or(Ingest::is_unlinked)
+            && let Some(before) = part.ingest.replace(ingest)
+            && before.was_refused()
         {
-            part.ingest = Some(ingest);
+            reporter::refused(self, digest, std::mem::take(&mut part.givers));
         }
         Some(total)
     }

@@ -99,6 +99,7 @@ async fn try_one(rig: &Rig, cell: &Cell, undo: &mut Undo) -> Result<Report> {
     };
     let had = present(rig, image);
     let before = (from_peers(rig), from_registry(rig).await?);
+    let failed_before = failed_attempts(rig).await?;
     let sent_before: Vec<u64> = rig.taps.iter().map(Tap::passed).collect();
     // Who has sent most by now.
     let busiest = || {
@@ -158,8 +159,10 @@ async fn try_one(rig: &Rig, cell: &Cell, undo: &mut Undo) -> Result<Report> {
             seen = Outcome::Fails;
         }
     }
-    // Its spoilt file was not read.
-    was_missed |= cell.fault == Fault::Flipped && seen == Outcome::Pulled && busiest() != Some(0);
+    // Its spoilt file was not read. Whose bytes Peili itself has refused is not asked for the rest, and has sent little.
+    if cell.fault == Fault::Flipped && seen == Outcome::Pulled && busiest() != Some(0) {
+        was_missed |= failed_attempts(rig).await? == failed_before;
+    }
     let mut next = None;
     if seen == Outcome::Fails && outcome == Outcome::NextPull {
         (next, seen) = again(rig, cell, undo, &mut wrong).await?;
@@ -359,6 +362,13 @@ fn present(rig: &Rig, image: &Image) -> u64 {
 
 fn from_peers(rig: &Rig) -> u64 {
     rig.taps.iter().map(|tap| tap.passed()).sum()
+}
+
+/// Of the puller's requests to holders.
+async fn failed_attempts(rig: &Rig) -> Result<f64> {
+    let failed = [("outcome", "failed")];
+    let name = "peili_peer_attempts_total";
+    rig.puller.metric(name, &failed).await
 }
 
 async fn from_registry(rig: &Rig) -> Result<u64> {

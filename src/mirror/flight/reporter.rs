@@ -248,7 +248,7 @@ async fn see(flight: &Flight, digest: &Digest, view: View) -> Seen {
 }
 
 /// containerd has refused what it was given.
-fn refused(flight: &Flight, digest: &Digest, givers: Vec<Giver>) {
+pub(super) fn refused(flight: &Flight, digest: &Digest, givers: Vec<Giver>) {
     if givers.is_empty() {
         // All of it came from the registry, or it was never ours.
         return;
