@@ -1,5 +1,6 @@
 //! Steps, done; and whether what came of each is right.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -120,7 +121,26 @@ async fn one(world: &World, pull: &Pull) -> Result<Pulled> {
         By::Tag => newest.reference(),
         By::Digest => newest.reference_by_digest(),
     };
-    world.members[pull.node].node.cri_pull(&reference).await
+    let node = &world.members[pull.node].node;
+    let pulled = node.cri_pull(&reference).await;
+    let error = pulled.as_ref().err().map(|error| format!("{error:#}"));
+    match error.as_deref().and_then(forgotten_snapshot) {
+        Some(directory) if directory.starts_with(node.dir()) => {
+            std::fs::remove_dir_all(directory)?;
+            node.cri_pull(&reference).await
+        }
+        _ => pulled,
+    }
+}
+
+/// containerd's own: one that was killed has made a snapshot's directory and not written down that it has, and fails at each
+/// try to give the next one the same number. Nobody but an operator removes it.
+fn forgotten_snapshot(error: &str) -> Option<&Path> {
+    let (_, renamed) = error.split_once("failed to rename: rename ")?;
+    let (_, to) = renamed.split_once(' ')?;
+    let (directory, why) = to.split_once(": ")?;
+    (why.starts_with("file exists") && directory.contains("/snapshots/"))
+        .then(|| Path::new(directory))
 }
 
 async fn all(world: &World, pulls: &[Pull]) -> Vec<Result<Pulled>> {
@@ -279,4 +299,21 @@ async fn known(world: &World, pull: &Pull, version: usize) -> Result<()> {
         .with_context(|| format!("{pull:?}: where version {version} is"))?;
     }
     Ok(())
+}
+
+#[test]
+fn a_forgotten_snapshot_is_told_from_whatever_else_fails() {
+    let at = "/n4/root/io.containerd.snapshotter.v1.overlayfs/snapshots";
+    let error = format!(
+        "failed to prepare extraction snapshot \"extract-1\": failed to rename: rename {at}/new-3313 {at}/233: file exists"
+    );
+    let directory = format!("{at}/233");
+    assert_eq!(forgotten_snapshot(&error), Some(Path::new(&directory)));
+    for other in [
+        "failed commit on ref: unexpected commit digest",
+        "failed to rename: rename /a/snapshots/new /a/snapshots/2: no space left on device",
+        "failed to rename: rename /a/b /a/c: file exists",
+    ] {
+        assert_eq!(forgotten_snapshot(other), None, "{other}");
+    }
 }
