@@ -63,6 +63,12 @@ pub struct Platform {
 pub struct Manifests(Arc<Mutex<HashMap<Digest, Arc<Contents>>>>);
 
 impl Manifests {
+    /// Forgets those of images that have been removed.
+    fn retain(&self, is_here: impl Fn(&Digest) -> bool) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|digest, _| is_here(digest));
+    }
+
     async fn of(
         &self,
         store: &dyn ContentStore,
@@ -95,6 +101,9 @@ impl Manifests {
 
 pub async fn of(debug: &Debug, search: &str) -> Content {
     let held = debug.holdings.now();
+    debug
+        .manifests
+        .retain(|digest| held.snapshot.blobs.contains(digest));
     let search = search.trim().to_lowercase();
     let name = |image: &Image| match &image.tag {
         Some(tag) => tag.to_string(),
@@ -203,6 +212,22 @@ fn why_not(image: &Image, filter: &Filter, held: &Held) -> Option<String> {
 mod tests {
     use super::*;
     use crate::oci::{Repository, TagName};
+
+    #[test]
+    fn what_a_removed_image_listed_is_forgotten() {
+        let manifests = Manifests::default();
+        let [stays, goes] = [b"stays", b"goes!"].map(|bytes| Digest::sha256(bytes));
+        let empty = br#"{"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}"#;
+        let contents = Arc::new(Contents::of(empty).unwrap());
+        for digest in [&stays, &goes] {
+            let mut kept = manifests.0.lock().unwrap();
+            kept.insert(digest.clone(), contents.clone());
+        }
+
+        manifests.retain(|digest| *digest == stays);
+        let kept = manifests.0.lock().unwrap();
+        assert_eq!(kept.keys().collect::<Vec<_>>(), [&stays]);
+    }
 
     #[test]
     fn what_is_not_advertised_says_why() {
