@@ -26,8 +26,7 @@ mod scenario;
 
 use bench::Bench;
 use judge::{Figures, judge};
-use lab::Lab;
-use lab::process::interrupted;
+use lab::process;
 use run::{Plan, Run};
 use scenario::{Layers, SCENARIOS, Scenario, Variant};
 
@@ -78,25 +77,10 @@ async fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    // Whichever ends first, the lab is dropped, and with it all that it made.
-    tokio::select! {
-        done = crowd(options) => match done {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("crowd: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-        () = interrupted() => {
-            eprintln!("crowd: interrupted; everything was taken away");
-            // What a shell says of a program that SIGINT ended.
-            ExitCode::from(130)
-        }
-    }
+    process::bench("crowd", crowd(options)).await
 }
 
 async fn crowd(options: Options) -> Result<()> {
-    Lab::available().map_err(anyhow::Error::msg)?;
     let json = match &options.json {
         Some(file) => file.clone(),
         None => beside_the_build()?,

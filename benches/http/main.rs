@@ -28,7 +28,7 @@ mod plain;
 mod server;
 mod table;
 
-use lab::process::{interrupted, output};
+use lab::process::{self, output};
 use lab::{ImageSpec, Lab, Node, NodeOptions, PeiliOptions};
 use load::{Load, Loaded};
 use server::Server;
@@ -110,21 +110,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn bench(options: Options) -> ExitCode {
-    if let Err(why) = Lab::available() {
-        eprintln!("http: skipped: {why}");
-        return ExitCode::SUCCESS;
-    }
-    // Whichever ends first, the lab is dropped, and with it all that it made.
-    tokio::select! {
-        done = measure(options) => match done {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("http: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-        () = interrupted() => ExitCode::from(130),
-    }
+    process::bench("http", measure(options)).await
 }
 
 async fn measure(options: Options) -> Result<()> {

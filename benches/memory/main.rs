@@ -26,7 +26,7 @@ mod takers;
 mod watch;
 
 use cgroup::Cgroup;
-use lab::process::{eventually, interrupted, output};
+use lab::process::{self, eventually, output};
 use lab::{Direction, Image, ImageSpec, Lab, Node, NodeOptions, PeiliOptions};
 use takers::Takers;
 use watch::{Row, watch};
@@ -85,21 +85,7 @@ struct Options {
 #[tokio::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    if let Err(why) = Lab::available() {
-        eprintln!("memory: skipped: {why}");
-        return ExitCode::SUCCESS;
-    }
-    // Whichever ends first, the lab is dropped, and with it all that it made.
-    tokio::select! {
-        done = memory(options) => match done {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("memory: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-        () = interrupted() => ExitCode::from(130),
-    }
+    process::bench("memory", memory(options)).await
 }
 
 async fn memory(options: Options) -> Result<()> {

@@ -21,7 +21,7 @@ mod lab;
 #[allow(dead_code, reason = "of the servers that http is measured beside")]
 mod server;
 
-use lab::process::interrupted;
+use lab::process;
 use lab::{ImageSpec, Lab, Node, NodeOptions, PeiliOptions, http};
 use server::Server;
 
@@ -63,21 +63,7 @@ type Times = BTreeMap<&'static str, Vec<f64>>;
 #[tokio::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    if let Err(why) = Lab::available() {
-        eprintln!("startup: skipped: {why}");
-        return ExitCode::SUCCESS;
-    }
-    // Whichever ends first, the lab is dropped, and with it all that it made.
-    tokio::select! {
-        done = measure(options) => match done {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("startup: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-        () = interrupted() => ExitCode::from(130),
-    }
+    process::bench("startup", measure(options)).await
 }
 
 async fn measure(options: Options) -> Result<()> {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,6 +20,29 @@ pub async fn interrupted() {
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
+    }
+}
+
+/// A benchmark in a lab, to its end: skipped where there can be no lab. Whichever ends first, the work or this program, the work is
+/// dropped, and with it the lab that it has made.
+pub async fn bench(name: &str, work: impl Future<Output = Result<()>>) -> ExitCode {
+    if let Err(why) = super::Lab::available() {
+        eprintln!("{name}: skipped: {why}");
+        return ExitCode::SUCCESS;
+    }
+    tokio::select! {
+        done = work => match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        () = interrupted() => {
+            eprintln!("{name}: interrupted; everything was taken away");
+            // What a shell says of a program that SIGINT ended.
+            ExitCode::from(130)
+        }
     }
 }
 
