@@ -9,8 +9,10 @@ mod body;
 mod checked;
 pub mod flight;
 mod head;
+mod manifest;
 mod metrics;
 mod pace;
+mod probe;
 mod scoreboard;
 mod search;
 mod select;
@@ -29,18 +31,20 @@ use tracing::info;
 
 use crate::basic_auth::Secret;
 use crate::membership::Members;
+use crate::oci::Key;
 use crate::oci::distribution::{ByteRange, Span};
-use crate::oci::{Digest, Key, media_type};
 use crate::recent::Journey;
 use crate::routing::{Peer, PeerId, Router};
 use attempt::Ask;
 pub use attempt::PeerError;
 use body::Sources;
-use checked::{WHOLE, checked, not_it, whole};
+use checked::checked;
 use flight::boarding::Boarding;
 use flight::{Flight, Puller};
+pub use manifest::Manifest;
 pub use metrics::Metrics;
 use pace::Intake;
+pub use probe::{Probe, probe};
 pub use scoreboard::Score;
 use scoreboard::Scoreboard;
 use search::Search;
@@ -49,41 +53,6 @@ use search::Search;
 /// Two seconds are for those who hold it, and the last in the line waits ten for a leader who is silent
 /// (`routing/flight/table.rs`): whoever waited longer would do so for nobody's sake.
 pub const LIMIT: Duration = Duration::from_secs(12);
-
-/// What a peer is asked for outside of any pull.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// Whether it would deliver a blob.
-    Head,
-    /// Whether it would answer for a tag, and be believed.
-    Tag,
-    /// The first bytes.
-    Bytes,
-}
-
-/// Asks one peer for what it is said to hold. Path and query as containerd would send them. Bounded in time.
-pub async fn probe(
-    peer: &Peer,
-    probe: Probe,
-    path_and_query: String,
-    papers: &Papers,
-) -> Result<(), PeerError> {
-    let ask = Ask {
-        method: match probe {
-            Probe::Head | Probe::Tag => Method::HEAD,
-            Probe::Bytes => Method::GET,
-        },
-        path_and_query,
-        range: None,
-        growing: None,
-    };
-    let answer = attempt::attempt(peer, &ask, papers).await?;
-    let must_vouch = probe == Probe::Tag && papers.members.is_some();
-    if must_vouch && answer.vouched.is_none() {
-        return Err(PeerError::Unvouched);
-    }
-    Ok(())
-}
 
 /// What peers are shown, so that they know this node for one of theirs. Cloneable; all clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -195,16 +164,6 @@ impl InFlight {
     pub(crate) fn set(&self, is: bool) {
         self.0.store(is, Ordering::Relaxed);
     }
-}
-
-/// A manifest, whole and checked against its digest.
-#[derive(Clone, Debug)]
-pub struct Manifest {
-    pub bytes: Bytes,
-    pub digest: Digest,
-    /// As the peer sent it; the manifest itself may say better.
-    pub content_type: Option<String>,
-    pub in_flight: InFlight,
 }
 
 impl Mirror {
@@ -344,36 +303,6 @@ impl Mirror {
         Ok(delivery.answer.total)
     }
 
-    /// A manifest by digest. What does not have the digest is not taken, and the next peer is asked.
-    pub async fn manifest(&self, wanted: Wanted, digest: &Digest) -> Result<Manifest, FetchError> {
-        if let Some(flight) = &self.flight
-            && !wanted.puller.is_trial
-        {
-            flight.asked_for_manifest(&wanted.puller.image, digest);
-        }
-        let is_it = |bytes: &[u8], _: Option<&Digest>| match digest.verifies(bytes) {
-            true => Ok(digest.clone()),
-            false => Err(not_it()),
-        };
-        self.manifest_that(wanted, is_it).await
-    }
-
-    /// A manifest by tag: as of some peer, since a tag has no right answer; of a member where there are members. It must be a
-    /// manifest, whatever else may listen at a peer's address today.
-    pub async fn tagged_manifest(&self, wanted: Wanted) -> Result<Manifest, FetchError> {
-        let is_closed = self.papers.members.is_some();
-        let is_one = |bytes: &[u8], vouched: Option<&Digest>| {
-            media_type::of_manifest(bytes).ok_or_else(not_it)?;
-            match vouched {
-                Some(digest) if digest.verifies(bytes) => Ok(digest.clone()),
-                Some(_) => Err(not_it()),
-                None if is_closed => Err(PeerError::Unvouched),
-                None => Ok(Digest::sha256(bytes)),
-            }
-        };
-        self.manifest_that(wanted, is_one).await
-    }
-
     /// As containerd knows it, where it is about to store it.
     async fn length(&self, key: &Key) -> Option<u64> {
         match (&self.flight, key) {
@@ -403,56 +332,5 @@ impl Mirror {
         let mut hopeless = self.hopeless.lock().unwrap_or_else(PoisonError::into_inner);
         hopeless.retain(|_, until| now < *until);
         hopeless.insert(key.clone(), now + HOPELESS);
-    }
-
-    /// The first manifest that `digest_of` accepts: it is given the bytes, and what a member says is their digest.
-    async fn manifest_that(
-        &self,
-        wanted: Wanted,
-        digest_of: impl Fn(&[u8], Option<&Digest>) -> Result<Digest, PeerError>,
-    ) -> Result<Manifest, FetchError> {
-        let ask = Ask {
-            method: Method::GET,
-            path_and_query: wanted.path_and_query.clone(),
-            range: None,
-            growing: None,
-        };
-        let mut sources = self.sources(wanted).await?;
-        loop {
-            let mut source = sources.deliver(&ask).await?;
-            let content_type = source.delivery.answer.content_type.take();
-            let vouched = source.delivery.answer.vouched.take();
-            // Of one that is being fetched elsewhere the first byte comes late, and with it all others.
-            let deadline = match (&source.growing, &sources.boarding) {
-                (Some(_), Some(boarding)) => {
-                    boarding.deadline().min(Instant::now() + attempt::GIVE_UP)
-                }
-                _ => sources.search.deadline.min(Instant::now() + WHOLE),
-            };
-            let error = match whole(&mut source.delivery, deadline).await {
-                Ok(bytes) => match digest_of(&bytes, vouched.as_ref()) {
-                    Ok(digest) => {
-                        let peer = &source.delivery.peer.id;
-                        self.scoreboard.delivered(peer, Instant::now());
-                        sources.begins(&source);
-                        sources.search.journey.brought(bytes.len() as u64);
-                        if let Some(boarding) = &sources.boarding {
-                            boarding.gives_up_to(bytes.len() as u64);
-                        }
-                        let in_flight = InFlight::default();
-                        in_flight.set(source.growing.is_some());
-                        return Ok(Manifest {
-                            bytes,
-                            digest,
-                            content_type,
-                            in_flight,
-                        });
-                    }
-                    Err(error) => error,
-                },
-                Err(e) => e,
-            };
-            sources.failed(&source, error);
-        }
     }
 }
