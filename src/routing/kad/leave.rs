@@ -7,18 +7,22 @@
 //! A node that leaves may still open connections, for a pull that must end well. It says so on each of them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::iter;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::AsyncWriteExt as _;
+use futures::future::BoxFuture;
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::ReadyUpgrade;
-use libp2p::core::{Endpoint, Multiaddr};
+use libp2p::core::{Endpoint, Multiaddr, OutboundUpgrade, UpgradeInfo};
 use libp2p::swarm::handler::{
     ConnectionEvent, ConnectionHandlerEvent, FullyNegotiatedInbound, ProtocolsChange,
 };
 use libp2p::swarm::{
     ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler,
-    SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    Stream, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{PeerId, StreamProtocol};
 
@@ -137,6 +141,33 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
+/// Says the name, and is done when the other side has agreed to it. Requests go with their protocol's name (`behaviour`); where
+/// there is none the name would never leave.
+#[derive(Clone, Copy, Debug)]
+pub struct Goodbye;
+
+impl UpgradeInfo for Goodbye {
+    type Info = StreamProtocol;
+    type InfoIter = iter::Once<StreamProtocol>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        iter::once(PROTOCOL)
+    }
+}
+
+impl OutboundUpgrade<Stream> for Goodbye {
+    type Output = ();
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<()>>;
+
+    fn upgrade_outbound(self, mut stream: Stream, _: StreamProtocol) -> Self::Future {
+        Box::pin(async move {
+            stream.flush().await?;
+            stream.close().await
+        })
+    }
+}
+
 /// One connection.
 pub struct Handler {
     /// Whether this node leaves.
@@ -171,7 +202,7 @@ impl ConnectionHandler for Handler {
     type FromBehaviour = Leave;
     type ToBehaviour = Said;
     type InboundProtocol = ReadyUpgrade<StreamProtocol>;
-    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type OutboundProtocol = Goodbye;
     type InboundOpenInfo = ();
     type OutboundOpenInfo = ();
 
@@ -213,7 +244,7 @@ impl ConnectionHandler for Handler {
         }
         if self.leaving && self.speaks && !self.asked {
             self.asked = true;
-            let protocol = SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ());
+            let protocol = SubstreamProtocol::new(Goodbye, ());
             return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
                 protocol: protocol.with_timeout(FAREWELL),
             });
