@@ -26,7 +26,7 @@ mod scenario;
 
 use bench::Bench;
 use judge::{Figures, judge};
-use lab::process;
+use lab::{Lab, process};
 use run::{Plan, Run};
 use scenario::{Layers, SCENARIOS, Scenario, Variant};
 
@@ -77,10 +77,11 @@ async fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    process::bench("crowd", crowd(options)).await
+    process::to_its_end("crowd", crowd(options)).await
 }
 
 async fn crowd(options: Options) -> Result<()> {
+    Lab::available().map_err(anyhow::Error::msg)?;
     let json = match &options.json {
         Some(file) => file.clone(),
         None => beside_the_build()?,

@@ -84,7 +84,7 @@ impl Ingest {
 
     /// Whether containerd had all of it and has thrown it away.
     pub fn was_refused(&self) -> bool {
-        let is_all = self.written().is_ok_and(|written| written == self.total);
+        let is_all = self.written().is_ok_and(|written| written >= self.total);
         is_all && self.is_unlinked() && !self.was_committed()
     }
 

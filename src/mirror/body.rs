@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use super::attempt::{Ask, PeerError};
+use super::checked::length;
 use super::flight::boarding::{Boarded, Boarding};
 use super::flight::part;
 use super::pace::Pace;
@@ -274,9 +275,13 @@ impl Body {
 
     /// Whether it speaks of the same length; it has failed if not.
     fn is_of_it(&mut self, source: &Source) -> bool {
-        let of_it = super::checked::length(source, self.total);
-        let of_it = of_it.map_err(|error| self.sources.failed(source, error));
-        of_it.is_ok()
+        match length(source, self.total) {
+            Ok(()) => true,
+            Err(error) => {
+                self.sources.failed(source, error);
+                false
+            }
+        }
     }
 
     /// Takes into account how fast the present source is.

@@ -23,13 +23,17 @@ pub async fn interrupted() {
     }
 }
 
-/// A benchmark in a lab, to its end: skipped where there can be no lab. Whichever ends first, the work or this program, the work is
-/// dropped, and with it the lab that it has made.
+/// A benchmark in a lab, to its end: skipped where there can be no lab.
 pub async fn bench(name: &str, work: impl Future<Output = Result<()>>) -> ExitCode {
     if let Err(why) = super::Lab::available() {
         eprintln!("{name}: skipped: {why}");
         return ExitCode::SUCCESS;
     }
+    to_its_end(name, work).await
+}
+
+/// Whichever ends first, the work or this program, the work is dropped, and with it the lab that it has made.
+pub async fn to_its_end(name: &str, work: impl Future<Output = Result<()>>) -> ExitCode {
     tokio::select! {
         done = work => match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -126,7 +126,8 @@ async fn one(world: &World, pull: &Pull) -> Result<Pulled> {
     let error = pulled.as_ref().err().map(|error| format!("{error:#}"));
     match error.as_deref().and_then(forgotten_snapshot) {
         Some(directory) if directory.starts_with(node.dir()) => {
-            std::fs::remove_dir_all(directory)?;
+            let removed = std::fs::remove_dir_all(directory);
+            removed.with_context(|| format!("cannot remove {}", directory.display()))?;
             node.cri_pull(&reference).await
         }
         _ => pulled,

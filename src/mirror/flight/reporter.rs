@@ -217,7 +217,7 @@ async fn see(flight: &Flight, digest: &Digest, view: View) -> Seen {
                     true => Seen::Whole,
                     // Unpacked and removed since, as where layers are discarded.
                     false if ingest.was_committed() => Seen::Whole,
-                    false if ingest.is_unlinked() => Seen::Refused,
+                    false if ingest.was_refused() => Seen::Refused,
                     false => Seen::Checked(written),
                 };
             }
