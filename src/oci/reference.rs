@@ -51,13 +51,17 @@ impl Repository {
     pub fn new(registry: &str, path: &str) -> Result<Self, ReferenceError> {
         Self::check(registry, path)?;
         let hub = matches!(registry, "docker.io" | "index.docker.io");
+        let path = match hub && !path.contains('/') {
+            true => format!("library/{path}"),
+            false => path.to_owned(),
+        };
+        // Written out it is longer, and has to be read again by whoever is told of it.
+        if path.len() > MAX_NAME {
+            return Err(ReferenceError::Repository(shortened(&path)));
+        }
         Ok(Self {
-            registry: if hub { "docker.io" } else { registry }.to_string(),
-            path: if hub && !path.contains('/') {
-                format!("library/{path}")
-            } else {
-                path.to_string()
-            },
+            registry: if hub { "docker.io" } else { registry }.to_owned(),
+            path,
         })
     }
 
@@ -269,6 +273,17 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_names_are_as_long_when_they_are_written_out() {
+        for text in [
+            format!("a.b/{}:x", "x".repeat(255)),
+            format!("docker.io/{}:x", "x".repeat(247)),
+        ] {
+            let tag = name(&text).tag.expect("a tag").to_string();
+            assert_eq!(name(&tag).tag.expect("a tag").to_string(), tag);
+        }
+    }
+
+    #[test]
     fn wrong_names_are_refused() {
         for text in [
             "",
@@ -292,6 +307,8 @@ mod tests {
             "a.b/ü:x",
             &format!("a.b/c:{}", "x".repeat(129)),
             &format!("a.b/{}:x", "x".repeat(256)),
+            // Too long once it is written out.
+            &format!("docker.io/{}:x", "x".repeat(248)),
         ] {
             assert!(text.parse::<ImageName>().is_err(), "{text:?}");
         }
