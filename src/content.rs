@@ -6,6 +6,7 @@
 mod blob_dir;
 pub mod containerd;
 pub mod layout;
+mod sending;
 pub(crate) mod skipped;
 
 use std::collections::HashSet;
@@ -21,14 +22,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::oci::{Digest, Key, Repository, TagName};
 use crate::regular_file;
-use crate::server::sendfile::{FileSender, Window};
-
-/// Bytes read at once. Two of these are in memory for each body under way: with 64 uploads 256 KiB take 40 MiB, 1 MiB
-/// takes 105 and is no more than a tenth faster (measured; docs/performance.md). 64 KiB halves the throughput.
-const CHUNK: usize = 256 << 10;
-/// Bytes handed to a connection at once that sends them out of the page cache: no memory is taken for them, and what is
-/// counted as sent is ahead of the socket by one of these.
-const SENT: u64 = 1 << 20;
+use crate::server::sendfile::FileSender;
 
 /// The images of one node. Its contract is [`crate::testing::conformance`]'s `content` suite.
 #[async_trait]
@@ -130,10 +124,7 @@ impl Blob {
         sender: &FileSender,
     ) -> BoxStream<'static, io::Result<Bytes>> {
         match &self.bytes {
-            BlobBytes::File(file) => {
-                let window = sender.window(file, self.size);
-                read_file(file.clone(), window, range)
-            }
+            BlobBytes::File(file) => sending::send(file, self.size, range, sender),
             BlobBytes::Reader(reader) => exactly(reader.read_range(range.clone()), range),
         }
     }
@@ -147,7 +138,7 @@ impl Blob {
             ));
         }
         if let BlobBytes::File(file) = &self.bytes
-            && self.size <= CHUNK as u64
+            && self.size <= sending::CHUNK
         {
             let bytes = regular_file::read_at(file, 0, self.size as usize).await?;
             return match bytes.len() as u64 == self.size {
@@ -158,35 +149,6 @@ impl Blob {
         let chunks: Vec<Bytes> = self.read(0..self.size).try_collect().await?;
         Ok(chunks.concat().into())
     }
-}
-
-/// What is in memory is sent or read at once; the rest is read elsewhere than on a worker.
-fn read_file(
-    file: Arc<File>,
-    window: Option<Window>,
-    range: Range<u64>,
-) -> BoxStream<'static, io::Result<Bytes>> {
-    stream::try_unfold((range, window), move |(range, window)| {
-        let file = file.clone();
-        async move {
-            if range.is_empty() {
-                return Ok(None);
-            }
-            let start = range.start;
-            let sent = start..range.end.min(start + SENT);
-            if let Some(chunk) = window.as_ref().and_then(|it| it.cached(sent.clone())) {
-                return Ok(Some((chunk, (sent.end..range.end, window))));
-            }
-            let length = (range.end - start).min(CHUNK as u64) as usize;
-            let chunk = regular_file::read_at(&file, start, length).await?;
-            if chunk.is_empty() {
-                return Err(shorter_than_it_was(start));
-            }
-            let next = start + chunk.len() as u64..range.end;
-            Ok(Some((chunk, (next, window))))
-        }
-    })
-    .boxed()
 }
 
 /// Holds a foreign stream to the length that was promised for it.

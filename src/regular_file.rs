@@ -2,13 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Advice, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, ReadWriteFlags};
+use tokio::sync::Semaphore;
 
 /// `RESOLVE_CACHED` of linux/openat2.h, Linux 5.12: fails with `EAGAIN` where the way to the file is not in memory.
 const CACHED: ResolveFlags = ResolveFlags::from_bits_retain(0x20);
@@ -52,13 +55,18 @@ pub fn read_cached(file: &File, offset: u64, buffer: &mut [u8]) -> bool {
     read == Ok(length)
 }
 
-/// Up to `length` bytes at `offset`, none at the file's end. What is not in memory is read on the blocking pool: a disk would
-/// stop a worker, and every body on it.
+/// Up to `length` bytes at `offset`, none at the file's end. What is in memory is read at once.
 pub async fn read_at(file: &Arc<File>, offset: u64, length: usize) -> io::Result<Bytes> {
     let mut chunk = vec![0; length];
-    if read_cached(file, offset, &mut chunk) {
-        return Ok(chunk.into());
+    match read_cached(file, offset, &mut chunk) {
+        true => Ok(chunk.into()),
+        false => read_into(file, offset, chunk).await,
     }
+}
+
+/// What fits into `chunk` of the bytes at `offset`, none at the file's end, read on the blocking pool: a disk would stop a
+/// worker, and every body on it.
+pub async fn read_into(file: &Arc<File>, offset: u64, mut chunk: Vec<u8>) -> io::Result<Bytes> {
     let file = Arc::clone(file);
     tokio::task::spawn_blocking(move || {
         let read = loop {
@@ -71,6 +79,32 @@ pub async fn read_at(file: &Arc<File>, offset: u64, length: usize) -> io::Result
         Ok(chunk.into())
     })
     .await?
+}
+
+/// From now on the kernel reads no more of `file` than it is asked for: what it reads ahead by itself is `read_ahead_kb` of
+/// the disk, which is megabytes on some, for each that reads.
+pub fn read_nothing_ahead(file: &File) {
+    // Without it, it costs memory.
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::Random);
+}
+
+/// The kernel begins to read `range` into memory, and nobody waits for it. False where it does that for so many already
+/// that this one is left to whoever reads.
+pub fn read_ahead(file: &Arc<File>, range: Range<u64>) -> bool {
+    /// Each has a thread while the disk's queue is full, or memory is short.
+    static TURNS: Semaphore = Semaphore::const_new(8);
+    let length = NonZeroU64::new(range.end.saturating_sub(range.start));
+    // No length would mean all of it.
+    let (Some(length), Ok(turn)) = (length, TURNS.try_acquire()) else {
+        return false;
+    };
+    let file = Arc::clone(file);
+    tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        // Without it, whoever reads waits.
+        let _ = rustix::fs::fadvise(&file, range.start, Some(length), Advice::WillNeed);
+    });
+    true
 }
 
 fn found(opened: io::Result<File>) -> io::Result<Option<(File, u64)>> {
@@ -123,7 +157,7 @@ mod tests {
         file.write_at(&page, 0).unwrap();
         assert!(read_cached(&file, 0, &mut page));
         file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
 
         assert!(!read_cached(&file, 0, &mut page));
     }

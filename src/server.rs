@@ -141,7 +141,7 @@ impl Server {
             let (routes, head_timeout) = (routes.clone(), self.head_timeout);
             let (drain, cut) = (shutdown.drain.clone(), shutdown.cut.clone());
             let tls = self.tls.clone();
-            let share = buffers.share();
+            let buffers = buffers.clone();
             shutdown.spawn(async move {
                 let _permit = permit;
                 // Heads and small bodies must not wait for an acknowledgement of the last packet.
@@ -149,10 +149,10 @@ impl Server {
                 let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNHEARD_OF);
                 let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
                 let sender = match tls {
-                    None => FileSender::new(),
-                    Some(_) => FileSender::default(),
+                    None => FileSender::new(buffers.clone()),
+                    Some(_) => FileSender::without_windows(buffers.clone()),
                 };
-                let stream = SendingIo::new(stream, sender.clone(), share);
+                let stream = SendingIo::new(stream, sender.clone(), buffers.share());
                 match tls {
                     None => {
                         serve(stream, sender, remote, routes, head_timeout, drain, cut).await;

@@ -1,4 +1,5 @@
-//! What lies in the kernel on its way to those who are sent something: many at once share one budget.
+//! What is in memory on its way to those who are sent something: many at once share one budget in the sockets, and one in
+//! the page cache.
 //!
 //! In a cgroup of version 2 it counts as the pod's memory. Linux lets a send buffer grow to what the way to its reader takes, up
 //! to 4 MiB each (`tcp_wmem`), and 200 bodies to readers on busy machines held 250 MiB.
@@ -20,6 +21,15 @@ const MOST: usize = 208 << 10;
 const LEAST: usize = 32 << 10;
 /// Who has been sent less may never be sent more.
 const LARGE: u64 = 256 << 10;
+/// Of files, in bytes, for all together: what has been handed to a connection that has not sent it yet, and as much again
+/// that is being read ahead of it. More than what a pod's limit leaves for page cache would be given back before it is
+/// sent, and read again: at 128 MiB that had a disk read ten times what went out (docs/performance.md).
+const PAGES: usize = 16 << 20;
+/// What one reads ahead, at the most: a disk that is a millisecond away brings 1 GB/s by it, and it is eight times what Linux
+/// does (`read_ahead_kb`).
+const MOST_PAGES: usize = 1 << 20;
+/// At the least, where more than 64 are sent something: half of what is read at once otherwise.
+const LEAST_PAGES: usize = 128 << 10;
 
 /// Cloneable; all clones have one budget.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +46,12 @@ pub struct Share {
 }
 
 impl Buffers {
+    /// Bytes of a file to hand to a connection at once, and to have read beyond them.
+    pub fn pages(&self) -> u64 {
+        let many = self.0.load(Ordering::Relaxed).next_power_of_two();
+        (PAGES / many).clamp(LEAST_PAGES, MOST_PAGES) as u64
+    }
+
     pub fn share(&self) -> Share {
         Share {
             buffers: self.clone(),
@@ -108,6 +124,22 @@ mod tests {
         for connections in 1..=256 {
             let all = connections * size(connections).unwrap_or(0) * 2;
             assert!(all <= BUDGET, "{connections}");
+        }
+    }
+
+    #[test]
+    fn pages_are_shared_by_those_who_are_sent_much() {
+        let buffers = Buffers::default();
+        for (connections, expected) in [
+            (0, MOST_PAGES),
+            (16, MOST_PAGES),
+            (17, PAGES / 32),
+            (64, PAGES / 64),
+            (65, LEAST_PAGES),
+            (4096, LEAST_PAGES),
+        ] {
+            buffers.0.store(connections, Ordering::Relaxed);
+            assert_eq!(buffers.pages(), expected as u64, "{connections}");
         }
     }
 

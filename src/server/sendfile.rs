@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use super::buffers::Share;
+use super::buffers::{Buffers, Share};
 use crate::regular_file;
 
 /// Shorter files are read: a mapping is made and taken away in 4 us, in which as much is copied.
@@ -33,10 +33,14 @@ const WORTHWHILE: u64 = 64 << 10;
 /// worker for one read of the disk.
 const SOUNDING: u64 = 128 << 10;
 
-/// How a connection sends parts of files; found in the extensions of each of its requests. The default cannot: so it is
-/// within TLS, where bytes have to be seen to be encrypted.
+/// How a connection sends parts of files; found in the extensions of each of its requests. The default cannot, and knows of
+/// no others.
 #[derive(Clone, Debug, Default)]
-pub struct FileSender(Option<Arc<Windows>>);
+pub struct FileSender {
+    /// None within TLS, where bytes have to be seen to be encrypted.
+    windows: Option<Arc<Windows>>,
+    buffers: Buffers,
+}
 
 #[derive(Debug, Default)]
 struct Windows {
@@ -70,13 +74,30 @@ pub struct Window {
 }
 
 impl FileSender {
-    pub(super) fn new() -> Self {
-        Self(Some(Arc::default()))
+    pub(super) fn new(buffers: Buffers) -> Self {
+        Self {
+            windows: Some(Arc::default()),
+            buffers,
+        }
+    }
+
+    /// For a connection that has to see the bytes.
+    pub(super) fn without_windows(buffers: Buffers) -> Self {
+        Self {
+            windows: None,
+            buffers,
+        }
+    }
+
+    /// Bytes of a file to hand to this connection at once, and to have read beyond them: the fewer, the more others are
+    /// sent something.
+    pub fn at_once(&self) -> u64 {
+        self.buffers.pages()
     }
 
     /// The first `size` bytes of `file`, or those that it is going to have. None where they are as well read.
     pub fn window(&self, file: &Arc<File>, size: u64) -> Option<Window> {
-        let windows = self.0.as_ref().filter(|_| size >= WORTHWHILE)?;
+        let windows = self.windows.as_ref().filter(|_| size >= WORTHWHILE)?;
         let mapped = Arc::new(Mapped {
             map: map(file, size)
                 .inspect_err(|e| debug!(error = %e, size, "a file cannot be mapped"))
@@ -94,13 +115,13 @@ impl FileSender {
 
     /// Bytes of this connection that went by sendfile so far.
     pub fn sent(&self) -> u64 {
-        let windows = self.0.as_ref();
+        let windows = self.windows.as_ref();
         windows.map_or(0, |windows| windows.sent.load(Ordering::Relaxed))
     }
 
     /// The window that an address lies in.
     fn find(&self, at: *const u8) -> Option<Arc<Mapped>> {
-        let open = &self.0.as_ref()?.open;
+        let open = &self.windows.as_ref()?.open;
         let open = open.lock().unwrap_or_else(PoisonError::into_inner);
         open.iter()
             .filter_map(Weak::upgrade)
@@ -113,7 +134,7 @@ fn map(file: &File, size: u64) -> io::Result<Mmap> {
     let size = usize::try_from(size).map_err(io::Error::other)?;
     // SAFETY: what could go wrong is a read of these bytes while the file changes, or beyond its end. Nobody reads them: they
     // go to the IO of the connection that the window was made for, `SendingIo`, which compares their address and has the
-    // kernel read the file. Within TLS there is no `FileSender`. What a layer in between would read are blobs, which containerd
+    // kernel read the file. Within TLS there are no windows. What a layer in between would read are blobs, which containerd
     // renames into place once they are whole and never writes to again, and ingests, of which only what is written is ever
     // given out (`Window::cached`).
     unsafe { MmapOptions::new().len(size).map(file) }
@@ -200,7 +221,7 @@ impl SendingIo {
             )));
         }
         self.share.sent(sent, &self.stream);
-        if let Some(windows) = &self.sender.0 {
+        if let Some(windows) = &self.sender.windows {
             windows.sent.fetch_add(sent as u64, Ordering::Relaxed);
         }
         Poll::Ready(Ok(sent))
