@@ -164,9 +164,10 @@ fn with_headings(key: &Key, item: Item) -> Result<Table, Unmergeable> {
     // The heading of them all goes, or what is in its place; the comments around it stay.
     let mut carried = match &item {
         Item::Table(table) => comments(&[table.decor()]),
-        Item::Value(value) => comments(&[key.leaf_decor(), value.decor()]),
+        Item::Value(value) => comments_of_pair(key, value, 2),
         _ => String::new(),
     };
+    let is_inline = item.is_value();
     let position = item.as_table().and_then(Table::position);
     let mut hosts = item.into_table().map_err(|_| no_hosts("host"))?;
     let urls: Vec<String> = hosts.iter().map(|(url, _)| url.to_string()).collect();
@@ -177,8 +178,10 @@ fn with_headings(key: &Key, item: Item) -> Result<Table, Unmergeable> {
             continue;
         };
         let is_typed = has_heading(&item);
-        if let Item::Value(value) = &item {
-            carried += &comments(&[key.leaf_decor(), value.decor()]);
+        if let Item::Value(value) = &item
+            && !is_inline
+        {
+            carried += &comments_of_pair(&key, value, 1);
         }
         let table = item.into_table();
         let mut table = table.map_err(|_| no_hosts(&format!("host.{url:?}")))?;
@@ -236,20 +239,34 @@ fn renumber(document: &mut DocumentMut) {
     }
 }
 
+/// The comments around a key and its value, in their order, each on a line of its own; and those in so many levels of inline
+/// tables, which may have lines (TOML 1.1) and lose what stands around their keys when they get a heading.
+fn comments_of_pair(key: &Key, value: &Value, levels: u8) -> String {
+    let around = value.decor();
+    let mut found = comments(&[key.leaf_decor()]) + &comments_in(around.prefix());
+    let table = value.as_inline_table();
+    // Deeper ones stay as they are typed, but for those that are no braces.
+    if let Some(table) = table.filter(|table| levels > 0 || table.is_dotted()) {
+        let pairs = table.iter().filter_map(|(key, _)| table.get_key_value(key));
+        let pairs = pairs.filter_map(|(key, item)| Some((key, item.as_value()?)));
+        let within = levels.saturating_sub(1);
+        found.extend(pairs.map(|(key, value)| comments_of_pair(key, value, within)));
+        found += &comments_in(Some(table.trailing()));
+    }
+    found + &comments_in(around.suffix())
+}
+
 /// The comments in what stands around something, each on a line of its own.
 fn comments(decors: &[&Decor]) -> String {
-    decors
-        .iter()
-        .flat_map(|decor| [decor.prefix(), decor.suffix()])
-        .map(text_of)
-        .flat_map(|text| {
-            let lines = text
-                .lines()
-                .map(str::trim)
-                .filter(|line| line.starts_with('#'));
-            lines.map(|line| format!("{line}\n")).collect::<Vec<_>>()
-        })
-        .collect()
+    let around = decors.iter().flat_map(|it| [it.prefix(), it.suffix()]);
+    around.map(comments_in).collect()
+}
+
+fn comments_in(raw: Option<&RawString>) -> String {
+    let text = text_of(raw);
+    let lines = text.lines().map(str::trim);
+    let lines = lines.filter(|line| line.starts_with('#'));
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 fn text_of(raw: Option<&RawString>) -> String {

@@ -70,6 +70,11 @@ fn assert_nothing_is_lost(existing: &str, text: &str) {
     });
     let mut rest = text;
     for comment in comments {
+        assert_eq!(
+            text.matches(comment).count(),
+            existing.matches(comment).count(),
+            "{text}"
+        );
         let at = rest
             .find(comment)
             .unwrap_or_else(|| panic!("{comment} in {text}"));
@@ -117,6 +122,10 @@ fn whatever_form_hosts_are_written_in_none_is_lost_and_all_have_headings() {
         "# All.\nhost = { \"https://b\" = { ca = \"b.crt\" }, 'https://a' = { capabilities = [\"pull\"] } } # one line\n",
         "# Hosts.\n[host] # here\n# First.\n\"https://b\" = { ca = \"b.crt\", header = { x-a = [\"b\"] } } # b\n\
          \"https://a\" = { skip_verify = true }\n",
+        // Inline, with lines of its own.
+        "host = { # All.\n # First.\n \"https://b\" = { # b\n # Its CA.\n ca = \"b.crt\", # old\n # Done.\n },\n \
+         # Second.\n 'https://a' = {} # a\n # No more.\n} # The end.\n",
+        "host = { # All.\n \"https://b\" = { header = { # within\n x-a = [\"b\"] } } }\n",
         // A host that is gone on with after another one, and one that has a header and nothing else.
         "[host.\"https://b\"]\n[host.\"https://a\"]\n[host.\"https://b\".header]\nx-a = [\"b\"]\n",
         "[host.\"https://b\".header]\nx-a = [\"b\"]\n",
