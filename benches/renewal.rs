@@ -14,6 +14,10 @@ use peili::testing::conformance::routing::{Cluster as _, all};
 use peili::testing::measure::{calm, cpu};
 use peili::testing::nodes::KadCluster;
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Of the keys, how many are looked up at how many of the others.
 const SAMPLE: usize = 100;
 /// In vain: something has gone wrong.

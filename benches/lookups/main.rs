@@ -29,6 +29,10 @@ mod table;
 use plain::Plain;
 use table::{Cell, Run};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Nodes that ask. Each is connected to all others then, as far as a lookup may lead there.
 const ASKERS: usize = 10;
 /// Lookups of each asker before it is measured: of any three nodes in a hundred one is asked.

@@ -29,6 +29,10 @@ use model::{Model, Modelled, Parallel};
 use options::Options;
 use outcome::Outcome;
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// As `routing::kad` has them (libp2p's own).
 const PARALLEL: Parallel = Parallel { way: 3, end: 20 };
 /// In the model, for each size.
