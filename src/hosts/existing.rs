@@ -37,13 +37,15 @@ pub fn prepended(
     let (root, theirs) = match typed.filter(|_| is_plain(&document, hosts)) {
         Some(theirs) => (root, theirs.to_string()),
         None => {
+            let mut left = String::new();
             if let Some((key, item)) = document.remove_entry("host") {
-                let mut tables = with_headings(&key, item)?;
+                let mut tables;
+                (tables, left) = with_headings(&key, item)?;
                 tables.retain(|url, _| !is_among(hosts, url));
                 document.insert("host", Item::Table(tables));
             }
             renumber(&mut document);
-            let root = without_headings(&document);
+            let root = without_headings(&document) + &left;
             let mut tables = document.clone();
             tables.retain(|_, item| has_heading(item));
             (root, tables.to_string())
@@ -159,8 +161,8 @@ pub fn of_certificates(names: &[String]) -> Option<String> {
     (!document.is_empty()).then(|| document.to_string())
 }
 
-/// The hosts in their order, each under a heading of its own.
-fn with_headings(key: &Key, item: Item) -> Result<Table, Unmergeable> {
+/// The hosts in their order, each under a heading of its own; and the comments that none of them could take, for there is none.
+fn with_headings(key: &Key, item: Item) -> Result<(Table, String), Unmergeable> {
     // The heading of them all goes, or what is in its place; the comments around it stay.
     let mut carried = match &item {
         Item::Table(table) => comments(&[table.decor()]),
@@ -201,7 +203,7 @@ fn with_headings(key: &Key, item: Item) -> Result<Table, Unmergeable> {
         }
         tables.insert_formatted(&key, Item::Table(table));
     }
-    Ok(tables)
+    Ok((tables, carried))
 }
 
 fn no_hosts(what: &str) -> Unmergeable {

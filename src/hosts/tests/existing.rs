@@ -126,6 +126,9 @@ fn whatever_form_hosts_are_written_in_none_is_lost_and_all_have_headings() {
         "host = { # All.\n # First.\n \"https://b\" = { # b\n # Its CA.\n ca = \"b.crt\", # old\n # Done.\n },\n \
          # Second.\n 'https://a' = {} # a\n # No more.\n} # The end.\n",
         "host = { # All.\n \"https://b\" = { header = { # within\n x-a = [\"b\"] } } }\n",
+        // No host to come along with.
+        "server = \"https://a\"\r\n# Nothing yet.\n[host] # here\n\r\n",
+        "# All.\nhost = { # none\n}\n",
         // A host that is gone on with after another one, and one that has a header and nothing else.
         "[host.\"https://b\"]\n[host.\"https://a\"]\n[host.\"https://b\".header]\nx-a = [\"b\"]\n",
         "[host.\"https://b\".header]\nx-a = [\"b\"]\n",

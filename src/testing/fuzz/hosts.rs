@@ -140,17 +140,21 @@ fn nothing_is_lost(
 
 /// What a key means, however it is typed.
 fn told(item: Option<&Item>) -> String {
+    // No string is quoted twice: within tables of tables it would double with each.
     fn pairs(all: impl Iterator<Item = (String, String)>) -> String {
-        let mut all: Vec<_> = all.collect();
+        let mut all: Vec<_> = all.map(|(key, is)| format!("{key:?} = {is}")).collect();
         all.sort();
-        format!("{all:?}")
+        format!("{{{}}}", all.join(", "))
+    }
+    fn list(all: impl Iterator<Item = String>) -> String {
+        format!("[{}]", all.collect::<Vec<_>>().join(", "))
     }
     fn of_value(value: &Value) -> String {
         match value {
             Value::InlineTable(table) => {
                 pairs(table.iter().map(|(key, it)| (key.into(), of_value(it))))
             }
-            Value::Array(array) => format!("{:?}", array.iter().map(of_value).collect::<Vec<_>>()),
+            Value::Array(array) => list(array.iter().map(of_value)),
             Value::String(text) => format!("{:?}", text.value()),
             Value::Integer(number) => number.value().to_string(),
             Value::Float(number) => format!("{:?}", number.value()),
@@ -164,9 +168,7 @@ fn told(item: Option<&Item>) -> String {
     match item {
         None | Some(Item::None) => "nothing".into(),
         Some(Item::Table(table)) => of_table(table),
-        Some(Item::ArrayOfTables(all)) => {
-            format!("{:?}", all.iter().map(of_table).collect::<Vec<_>>())
-        }
+        Some(Item::ArrayOfTables(all)) => list(all.iter().map(of_table)),
         Some(Item::Value(value)) => of_value(value),
     }
 }
