@@ -149,10 +149,10 @@ impl Server {
                 let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNHEARD_OF);
                 let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
                 let sender = match tls {
-                    None => FileSender::new(buffers.clone()),
-                    Some(_) => FileSender::without_windows(buffers.clone()),
+                    None => FileSender::new(buffers),
+                    Some(_) => FileSender::without_windows(buffers),
                 };
-                let stream = SendingIo::new(stream, sender.clone(), buffers.share());
+                let stream = SendingIo::new(stream, sender.clone());
                 match tls {
                     None => {
                         serve(stream, sender, remote, routes, head_timeout, drain, cut).await;

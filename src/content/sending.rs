@@ -70,9 +70,10 @@ impl Sending {
     /// of the socket by one of these.
     fn cached(&self, at_once: u64) -> Option<Bytes> {
         let window = self.window.as_ref()?;
-        [at_once, CHUNK.min(at_once)]
-            .into_iter()
-            .find_map(|length| window.cached(self.part(length)))
+        match window.cached(self.part(at_once)) {
+            None if at_once > CHUNK => window.cached(self.part(CHUNK)),
+            found => found,
+        }
     }
 
     /// Where the connection cannot take it.

@@ -39,10 +39,10 @@ pub fn prepended(
         None => {
             let mut left = String::new();
             if let Some((key, item)) = document.remove_entry("host") {
-                let mut tables;
-                (tables, left) = with_headings(&key, item)?;
+                let (mut tables, comments) = with_headings(&key, item)?;
                 tables.retain(|url, _| !is_among(hosts, url));
                 document.insert("host", Item::Table(tables));
+                left = comments;
             }
             renumber(&mut document);
             let root = without_headings(&document) + &left;
@@ -165,7 +165,7 @@ pub fn of_certificates(names: &[String]) -> Option<String> {
 fn with_headings(key: &Key, item: Item) -> Result<(Table, String), Unmergeable> {
     // The heading of them all goes, or what is in its place; the comments around it stay.
     let mut carried = match &item {
-        Item::Table(table) => comments(&[table.decor()]),
+        Item::Table(table) => comments(table.decor()),
         Item::Value(value) => comments_of_pair(key, value, 2),
         _ => String::new(),
     };
@@ -245,7 +245,7 @@ fn renumber(document: &mut DocumentMut) {
 /// tables, which may have lines (TOML 1.1) and lose what stands around their keys when they get a heading.
 fn comments_of_pair(key: &Key, value: &Value, levels: u8) -> String {
     let around = value.decor();
-    let mut found = comments(&[key.leaf_decor()]) + &comments_in(around.prefix());
+    let mut found = comments(key.leaf_decor()) + &comments_in(around.prefix());
     let table = value.as_inline_table();
     // Deeper ones stay as they are typed, but for those that are no braces.
     if let Some(table) = table.filter(|table| levels > 0 || table.is_dotted()) {
@@ -259,9 +259,8 @@ fn comments_of_pair(key: &Key, value: &Value, levels: u8) -> String {
 }
 
 /// The comments in what stands around something, each on a line of its own.
-fn comments(decors: &[&Decor]) -> String {
-    let around = decors.iter().flat_map(|it| [it.prefix(), it.suffix()]);
-    around.map(comments_in).collect()
+fn comments(around: &Decor) -> String {
+    comments_in(around.prefix()) + &comments_in(around.suffix())
 }
 
 fn comments_in(raw: Option<&RawString>) -> String {

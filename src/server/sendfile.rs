@@ -164,11 +164,11 @@ pub(super) struct SendingIo {
 }
 
 impl SendingIo {
-    pub(super) fn new(stream: TcpStream, sender: FileSender, share: Share) -> Self {
+    pub(super) fn new(stream: TcpStream, sender: FileSender) -> Self {
         Self {
+            share: sender.buffers.share(),
             stream,
             sender,
-            share,
             last: Weak::new(),
         }
     }

@@ -27,6 +27,10 @@ fn noise(length: usize, seed: u64) -> Vec<u8> {
     noise
 }
 
+fn sender() -> FileSender {
+    FileSender::new(Buffers::default())
+}
+
 /// Not below /tmp, which may be a tmpfs: that one does not say what is in memory, for all of it is.
 fn file(bytes: &[u8]) -> NamedTempFile {
     let mut file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
@@ -167,8 +171,7 @@ async fn a_file_that_becomes_shorter_ends_the_body_with_a_fin() {
 async fn who_looks_at_the_bytes_finds_those_of_the_file() {
     let bytes = noise(3_000_000, 4);
     let file = file(&bytes);
-    let window =
-        FileSender::new(Buffers::default()).window(&Arc::new(file.reopen().unwrap()), 3_000_000);
+    let window = sender().window(&Arc::new(file.reopen().unwrap()), 3_000_000);
     let window = window.unwrap();
 
     let part = window.cached(1_234_567..2_345_678).unwrap();
@@ -183,9 +186,7 @@ fn what_is_not_in_memory_or_not_in_the_file_is_not_given_out() {
     let file = file(&bytes);
     let shared = Arc::new(file.reopen().unwrap());
     // A growing file: there will be 8 MiB.
-    let window = FileSender::new(Buffers::default())
-        .window(&shared, 8 << 20)
-        .unwrap();
+    let window = sender().window(&shared, 8 << 20).unwrap();
 
     assert!(window.cached(0..4 << 20).is_some());
     assert!(window.cached(0..(4 << 20) + 1).is_none(), "not written yet");
@@ -209,16 +210,8 @@ fn what_is_not_in_memory_or_not_in_the_file_is_not_given_out() {
 fn small_files_and_connections_that_encrypt_have_no_window() {
     let file = file(&noise(1 << 20, 6));
     let file = Arc::new(file.reopen().unwrap());
-    assert!(
-        FileSender::new(Buffers::default())
-            .window(&file, WORTHWHILE - 1)
-            .is_none()
-    );
-    assert!(
-        FileSender::new(Buffers::default())
-            .window(&file, WORTHWHILE)
-            .is_some()
-    );
+    assert!(sender().window(&file, WORTHWHILE - 1).is_none());
+    assert!(sender().window(&file, WORTHWHILE).is_some());
     assert!(FileSender::default().window(&file, 1 << 20).is_none());
 }
 
@@ -226,7 +219,7 @@ fn small_files_and_connections_that_encrypt_have_no_window() {
 fn a_sender_forgets_windows_that_nobody_holds() {
     let file = file(&noise(1 << 20, 7));
     let file = Arc::new(file.reopen().unwrap());
-    let sender = FileSender::new(Buffers::default());
+    let sender = sender();
     let mut chunks = Vec::new();
     for _ in 0..100 {
         let window = sender.window(&file, 1 << 20).unwrap();
