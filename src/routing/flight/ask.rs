@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::table::Circumstances;
@@ -29,6 +29,9 @@ const DESK: Duration = Duration::from_secs(5);
 /// Searches for meeting points, and reports to them, that are under way at once. A node takes part in some tens of layers:
 /// these are a few rounds of 250 ms at the worst, and no more of Kademlia's work at once than its pulls ask for anyway.
 const AT_ONCE: usize = 16;
+/// What a 1.x waits for the word on who leads its image: that layers come from one node saves others time, and must not cost
+/// any. A search and a question take a few milliseconds where nobody hangs.
+pub(super) const IMAGE_WORD: Duration = Duration::from_millis(50);
 /// Who leads an image is asked again after so long.
 const IMAGE: Duration = Duration::from_millis(400);
 
@@ -36,13 +39,17 @@ const IMAGE: Duration = Duration::from_millis(400);
 impl Rendezvous for Flights {
     async fn ask(&self, wish: Wish) -> Advice {
         let mut circumstances = Circumstances::default();
-        if wish.generation == Generation::Two && wish.offset == 0 {
-            circumstances.image_leader =
-                self.image_leader(&wish.image, wish.generation, true).await;
-        }
+        // Two searches that do not wait for each other.
+        let (leader, mut first) =
+            tokio::join!(self.image_leader_of(&wish), self.desk(&wish.digest));
+        circumstances.image_leader = leader;
         for _ in 0..TRIES {
             // Anew each time: whoever gave no answer is not among them any more.
-            let Some(desk) = self.desk(&wish.digest).await else {
+            let desk = match first.take() {
+                Some(desk) => Some(desk),
+                None => self.desk(&wish.digest).await,
+            };
+            let Some(desk) = desk else {
                 break;
             };
             let asking = self.ask_at(desk, wish.clone(), circumstances.clone());
@@ -215,6 +222,22 @@ impl Flights {
             Some(patron) => Some(patron),
             None => self.desk(digest).await,
         }
+    }
+
+    /// Who leads the pull that `wish` is part of, where that matters.
+    async fn image_leader_of(&self, wish: &Wish) -> Option<PeerId> {
+        if wish.offset > 0 {
+            return None;
+        }
+        let (this, image, generation) = (self.clone(), wish.image.clone(), wish.generation);
+        // It goes on when nobody waits for it, and is known the next time: or whoever hangs would hang each time.
+        let asking = tokio::spawn(async move { this.image_leader(&image, generation, true).await });
+        let patience = match generation {
+            Generation::One => IMAGE_WORD,
+            Generation::Two => Duration::MAX,
+        };
+        let answered = timeout(patience, asking).await;
+        answered.ok()?.ok()?
     }
 
     /// Tells that this node pulls `image`; who leads that pull, as far as anybody says so.

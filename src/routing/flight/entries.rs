@@ -380,14 +380,19 @@ impl Flight {
         self.leaders(now).next().is_some()
     }
 
-    /// How far the furthest of those who lead is.
+    /// How far the furthest of those who lead is; where nobody does, of those who take it from one who has it.
     pub fn progress(&self, now: Instant) -> Progress {
-        let furthest = self.leaders(now).max_by_key(|entry| entry.offset);
-        furthest.map_or_else(Progress::default, |entry| Progress {
-            offset: entry.offset,
-            rate: self.leaders(now).map(|l| l.rate).max().unwrap_or(0),
-            node_rate: self.leaders(now).map(|l| l.node_rate).max().unwrap_or(0),
-        })
+        let is_led = self.is_led(now);
+        let first = |entry: &&Entry| match is_led {
+            true => entry.is_leading(now),
+            false => entry.is_taking(now),
+        };
+        let firsts = || self.entries.iter().filter(first);
+        Progress {
+            offset: firsts().map(|entry| entry.offset).max().unwrap_or(0),
+            rate: firsts().map(|entry| entry.rate).max().unwrap_or(0),
+            node_rate: firsts().map(|entry| entry.node_rate).max().unwrap_or(0),
+        }
     }
 
     pub fn grant(&mut self, to: &PeerId, lease: u64, now: Instant) {
@@ -542,10 +547,20 @@ impl Flight {
         children.count() as u32
     }
 
+    /// The same without `asker`, whose own place there is taken by nobody else.
+    fn others(&self, id: &PeerId, asker: &PeerId, now: Instant) -> u32 {
+        let is_there = |entry: &Entry| entry.is_live(now) && entry.parent() == Some(id);
+        self.children(id, now) - u32::from(self.entry(asker).is_some_and(is_there))
+    }
+
     /// Children that may be sent to `entry` now: as many as it said, and no more than the fan-out with those who are known
     /// to have been sent there. It reports before they have come.
     pub fn room(&self, entry: &Entry, now: Instant) -> u32 {
         let known = self.children(entry.id(), now);
+        self.room_beside(entry, known, now)
+    }
+
+    fn room_beside(&self, entry: &Entry, known: u32, now: Instant) -> u32 {
         // Whoever has it all says so once, and those who took it meanwhile are done.
         let is_old = now.saturating_duration_since(entry.heard) > ASKING;
         let free = match entry.role {
@@ -598,21 +613,27 @@ impl Flight {
                 || entry.node.registry.is_empty()
                 || !entry.is_live(now)
                 || self.is_bad(&asker.id, id, now)
-                || has_room && self.room(entry, now) == 0
                 || self.is_below(id, &asker.id)
             {
+                return None;
+            }
+            // Who comes back because its parent has no byte yet is not to be sent to somebody else for being there: of a
+            // chain of seven that had waited for 0.8 s two became children of who led, whose link then carried each byte
+            // twice (measured).
+            let others = self.others(id, &asker.id, now);
+            if has_room && self.room_beside(entry, others, now) == 0 {
                 return None;
             }
             if entry.offset < offset && !entry.is_root(now) {
                 return None;
             }
-            Some((entry, self.depth(id, now)?))
+            Some((entry, self.depth(id, now)?, others))
         });
-        usable.min_by_key(|(entry, depth)| {
+        let best = usable.min_by_key(|(entry, depth, others)| {
             let is_behind = entry.offset < offset && entry.role != Role::Holds;
             // Where nobody has room the one with the least to do comes first, whole or not: of 1,000 nodes 66 were sent to the
             // only one that had it all (simulated).
-            let load = self.children(entry.id(), now) + entry.promised;
+            let load = others + entry.promised;
             (
                 if has_room { 0 } else { load },
                 entry.role != Role::Holds,
@@ -623,7 +644,8 @@ impl Flight {
                 load,
                 chance(entry.id()),
             )
-        })
+        });
+        best.map(|(entry, depth, _)| (entry, depth))
     }
 }
 

@@ -686,6 +686,80 @@ fn slow_ones_join_those_who_lead_as_long_as_it_is_worth_it() {
     }
 }
 
+/// The leader's registry needs a second to its first byte, and each of those behind it comes back after 0.8 s.
+#[test]
+fn a_chain_that_waits_for_its_first_byte_stays_as_it_is() {
+    let mut world = World::new();
+    assert!(is_lead(&world.ask("n0", &wish(0))));
+    let names: Vec<String> = (1..8).map(|n| format!("n{n}")).collect();
+    for (name, above) in names.iter().zip(["n0", "n1", "n2", "n3", "n4", "n5", "n6"]) {
+        assert_eq!(parent(&world.ask(name, &wish(0))), Some(above));
+        world.pass(5);
+    }
+    for _ in 0..3 {
+        world.pass(250);
+        world.report("n0", leads(0));
+        for n in 1..8 {
+            let waits = Standing {
+                rate: 0,
+                // The next one waits there.
+                free: FANOUT - u32::from(n < 7),
+                ..follows(&format!("n{}", n - 1), 0)
+            };
+            world.report(&format!("n{n}"), waits);
+        }
+    }
+
+    for n in [2, 1, 3, 7, 6, 4, 5] {
+        let said = world.ask(&format!("n{n}"), &wish(0));
+        assert_eq!(parent(&said), Some(format!("n{}", n - 1).as_str()), "n{n}");
+    }
+}
+
+/// Two get it from one who has it, one of them slowly: who follows that one goes to the other, or to who has it.
+#[test]
+fn who_follows_a_slow_one_leaves_it_although_nobody_leads() {
+    let mut world = World::new();
+    let takes = |offset, rate| Standing {
+        rate,
+        node_rate: rate,
+        ..standing(Part::Takes, offset)
+    };
+    world.report("fast", takes(50 * MIB, 20 * MIB));
+    world.report("slow", takes(10 * MIB, MIB));
+    assert!(parent(&world.ask("child", &wish(0))).is_some());
+    let below = Standing {
+        rate: MIB,
+        node_rate: MIB,
+        ..follows("slow", 9 * MIB)
+    };
+    world.pass_reporting(
+        500,
+        &[
+            ("fast", takes(50 * MIB, 20 * MIB)),
+            ("slow", takes(10 * MIB, MIB)),
+        ],
+    );
+    let courses = world.report("child", below);
+    assert_eq!(courses[0].progress.offset, 50 * MIB);
+    assert_eq!(courses[0].progress.rate, 20 * MIB);
+    let is_slow = Wish {
+        is_slow: true,
+        ..wish(9 * MIB)
+    };
+
+    assert_eq!(parent(&world.ask("child", &is_slow)), Some("fast"));
+
+    world.report(
+        "fast",
+        Standing {
+            free: 0,
+            ..takes(60 * MIB, 20 * MIB)
+        },
+    );
+    assert!(is_lead(&world.ask("child", &is_slow)));
+}
+
 #[test]
 fn a_report_before_its_children_have_come_makes_no_room_for_more() {
     let mut world = World::new();
@@ -769,6 +843,33 @@ fn a_2x_leaves_an_image_to_its_leader_until_that_one_has_come_to_it() {
     assert!(is_lead(&world.ask_with(&peer("a"), &wish, of_leader("a"))));
     let said = world.ask_with(&peer("b"), &wish, of_leader("a"));
     assert_eq!(parent(&said), Some("a"));
+}
+
+/// A 1.x gets what it leads at once, so that its image's leader is there within milliseconds or never comes.
+#[test]
+fn a_1x_leaves_an_image_to_its_leader_for_a_moment() {
+    let of_a = Circumstances {
+        image_leader: Some(PeerId::new("a")),
+        ..Circumstances::default()
+    };
+    for comes in [true, false] {
+        let mut world = World::new();
+        assert!(is_wait(&world.ask_with(&peer("b"), &wish(0), of_a.clone())));
+        world.pass(40);
+        if comes {
+            assert!(is_lead(&world.ask_with(&peer("a"), &wish(0), of_a.clone())));
+            let said = world.ask_with(&peer("b"), &wish(0), of_a.clone());
+            assert_eq!(parent(&said), Some("a"));
+            continue;
+        }
+        world.pass(250);
+        assert!(is_wait(&world.ask_with(&peer("b"), &wish(0), of_a.clone())));
+        world.pass(10);
+        assert!(is_lead(&world.ask_with(&peer("b"), &wish(0), of_a.clone())));
+    }
+    // It has asked for another part already: the rest is its own to get.
+    let mut world = World::new();
+    assert!(is_lead(&world.ask_with(&peer("b"), &wish(MIB), of_a)));
 }
 
 #[test]
