@@ -32,7 +32,7 @@ use tracing::info;
 use crate::basic_auth::Secret;
 use crate::membership::Members;
 use crate::oci::Key;
-use crate::oci::distribution::{ByteRange, Span};
+use crate::oci::distribution::{ByteRange, Following, Span};
 use crate::recent::Journey;
 use crate::routing::{Peer, PeerId, Router};
 use attempt::Ask;
@@ -203,17 +203,18 @@ impl Mirror {
         wanted: Wanted,
         range: Option<ByteRange>,
     ) -> Result<Fetched, FetchError> {
-        let ask = Ask {
-            method: Method::GET,
-            path_and_query: wanted.path_and_query.clone(),
-            range,
-            growing: None,
-        };
         if self.is_hopeless(&wanted.key) {
             return Err(FetchError::Hopeless(wanted.key));
         }
-        let key = wanted.key.clone();
+        let (key, path_and_query) = (wanted.key.clone(), wanted.path_and_query.clone());
         let mut sources = self.sources(wanted).await?;
+        let ask = Ask {
+            method: Method::GET,
+            path_and_query,
+            range,
+            growing: None,
+            following: sources.following(),
+        };
         let length = self.length(&key).await;
         let source = loop {
             let mut source = sources.deliver(&ask).await?;
@@ -290,6 +291,7 @@ impl Mirror {
             path_and_query: wanted.path_and_query,
             range: None,
             growing: None,
+            following: Following::No,
         };
         let mut search = Search::new(
             self.clone(),

@@ -49,7 +49,7 @@ fn the_bound_is_the_narrowest_of_registry_node_and_all_uplinks() {
         let case = Case {
             image: 500 * MB,
             nodes,
-            registry: registry * MB,
+            source: registry * MB,
             link: link * MB,
         };
         (case.bound() * 100.0).round() / 100.0

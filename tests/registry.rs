@@ -786,6 +786,54 @@ async fn peers_beyond_the_limit_are_sent_elsewhere_and_containerd_never_is() {
     .await;
 }
 
+/// A peer at an address of its own that begins to read a layer with this header: the status of its answer, and the rest.
+async fn reader(
+    node: &Node,
+    layer: &Digest,
+    peer: u8,
+    (header, value): (&str, &str),
+) -> (String, TcpStream) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket
+        .bind(SocketAddr::from(([127, 0, 2, peer], 0)))
+        .unwrap();
+    let mut stream = socket.connect(node.address).await.unwrap();
+    let request = format!(
+        "GET /v2/app/blobs/{layer} HTTP/1.1\r\nhost: x\r\nx-spegel-mirrored: 1\r\n{header}: {value}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).await.unwrap();
+    let status = String::from_utf8_lossy(&status[9..]).into_owned();
+    (status, stream)
+}
+
+#[tokio::test]
+async fn of_one_layer_two_are_given_at_once_to_those_who_can_follow_each_other() {
+    const FOLLOWING: &str = "x-peili-following";
+    let swarm = FakeSwarm::new();
+    let node = Node::serving(&swarm, Filter::default(), None, 64).await;
+    // More than fits into the sockets of those who do not read.
+    let layer = node.hold(noise(20 << 20, 1)).await;
+    let other = node.hold(noise(20 << 20, 2)).await;
+    let mut reading = Vec::new();
+    for (layer, peer, header, expected) in [
+        (&layer, 1, (FOLLOWING, "may"), "200"),
+        (&layer, 2, (FOLLOWING, "may"), "200"),
+        (&layer, 3, (FOLLOWING, "may"), "503"),
+        (&layer, 3, (FOLLOWING, "slowly"), "503"),
+        (&layer, 3, (FOLLOWING, "a word of a later version"), "503"),
+        (&layer, 3, ("x-peili-growing", "100"), "503"),
+        (&layer, 1, (FOLLOWING, "may"), "200"),
+        (&other, 3, (FOLLOWING, "may"), "200"),
+        (&layer, 3, ("x-of-an-older-version", "1"), "200"),
+    ] {
+        let (status, stream) = reader(&node, layer, peer, header).await;
+        assert_eq!(status, expected, "{peer} {header:?}");
+        reading.push(stream);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_pullers_leave_room_for_everything_small() {
     let swarm = FakeSwarm::new();

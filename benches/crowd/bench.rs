@@ -139,6 +139,12 @@ pub async fn set_up(lab: &Lab, plan: &Plan<'_>, image: &Image) -> Result<Vec<Nod
         try_join_all(started).await?;
         acquainted(&nodes).await?;
     }
+    for holder in &nodes[..plan.holders] {
+        holder.cri_pull(&image.reference()).await?;
+        if plan.variant != Variant::Without {
+            advertised(holder, image).await?;
+        }
+    }
     let mut rules = Vec::new();
     match plan.fault {
         Some(Fault::Late(by)) => rules.push(Rule::Late(by)),
@@ -192,6 +198,17 @@ async fn acquainted(nodes: &[Node]) -> Result<()> {
         met.with_context(|| format!("{} knows {known} of {all}", node.name()))?;
     }
     Ok(())
+}
+
+/// The others can find all of `image` there.
+async fn advertised(holder: &Node, image: &Image) -> Result<()> {
+    // Layers, configuration and manifest.
+    let least = (image.layers.len() + 2) as f64;
+    let told = eventually("the image's announcement", ACQUAINTED, async || {
+        let told = holder.metric("peili_announcements_total", &[("result", "ok")]);
+        Ok((told.await? >= least).then_some(()))
+    });
+    told.await
 }
 
 /// Nobody is left who was stopped: it could not end.

@@ -7,20 +7,21 @@ use crate::scenario::{Check, Variant};
 pub struct Case {
     /// Bytes of the image as one node pulls it.
     pub image: u64,
+    /// Those who lack it.
     pub nodes: usize,
-    /// The registry's uplink and a node's link, bytes per second.
-    pub registry: u64,
+    /// The uplink of the registry, or of those who hold the image, and a node's link, bytes per second.
+    pub source: u64,
     pub link: u64,
 }
 
 impl Case {
-    /// Seconds that no scheme of sharing can be below: the registry sends each byte once, each node takes each byte,
+    /// Seconds that no scheme of sharing can be below: the source sends each byte once, each node takes each byte,
     /// and all uplinks together send each byte to each node.
     pub fn bound(&self) -> f64 {
         let (image, nodes) = (self.image as f64, self.nodes as f64);
-        let (registry, link) = (self.registry as f64, self.link as f64);
-        let together = registry + nodes * link;
-        (image / registry)
+        let (source, link) = (self.source as f64, self.link as f64);
+        let together = source + nodes * link;
+        (image / source)
             .max(image / link)
             .max(nodes * image / together)
     }

@@ -162,7 +162,7 @@ fn plans(options: &Options) -> Result<Vec<(&'static Scenario, Plan<'_>)>> {
         let is_wanted = |v: &&Variant| options.variant.is_empty() || options.variant.contains(v);
         for fleet in &fleets {
             for &nodes in nodes {
-                if nodes == 0 || (scenario.fault.is_some() && nodes < 3) {
+                if nodes <= scenario.holders || (scenario.fault.is_some() && nodes < 3) {
                     bail!("{name} with {nodes} nodes");
                 }
                 for &variant in scenario.variants.iter().filter(is_wanted) {
@@ -173,6 +173,7 @@ fn plans(options: &Options) -> Result<Vec<(&'static Scenario, Plan<'_>)>> {
                         fleet,
                         registry: scenario.registry,
                         link: scenario.link,
+                        holders: scenario.holders,
                         starts: scenario.starts,
                         fault: scenario.fault,
                         variant,

@@ -44,7 +44,11 @@ pub fn markdown(runs: &[Run]) -> String {
 }
 
 fn row(run: &Run) -> String {
-    let extra = run.registry_bytes as f64 - run.image_bytes as f64;
+    let once = match run.holders {
+        0 => run.image_bytes,
+        _ => 0,
+    };
+    let extra = run.registry_bytes as f64 - once as f64;
     let (bound, extra) = match run.variant {
         _ if run.pulls.is_empty() => ("-".to_owned(), "-".to_owned()),
         Variant::Local => ("-".to_owned(), "-".to_owned()),

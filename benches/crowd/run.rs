@@ -26,6 +26,8 @@ pub struct Plan<'a> {
     pub fleet: &'a str,
     pub registry: u64,
     pub link: u64,
+    /// So many nodes, the first ones, hold the image before the others begin.
+    pub holders: usize,
     pub starts: Starts,
     pub fault: Option<Fault>,
     pub variant: Variant,
@@ -43,6 +45,8 @@ pub struct Run {
     pub layers: String,
     pub variant: Variant,
     pub image_bytes: u64,
+    /// Nodes that held it before the others began.
+    pub holders: usize,
     pub bound: f64,
     /// The slowest pull that had to succeed.
     pub last: f64,
@@ -90,6 +94,7 @@ impl Run {
             layers: plan.layers.to_string(),
             variant: plan.variant,
             image_bytes: 0,
+            holders: plan.holders,
             bound: 0.0,
             last: 0.0,
             registry_bytes: 0,
@@ -115,8 +120,11 @@ async fn attempt(bench: &mut Bench, plan: &Plan<'_>, run: &mut Run) -> Result<()
     let (lab, image) = bench.ready(plan.nodes, plan.layers).await?;
     let case = Case {
         image: image.pulled_bytes(),
-        nodes: plan.nodes,
-        registry: plan.registry,
+        nodes: plan.nodes - plan.holders,
+        source: match plan.holders as u64 {
+            0 => plan.registry,
+            holders => holders * plan.link,
+        },
         link: plan.link,
     };
     (run.image_bytes, run.bound) = (case.image, case.bound());

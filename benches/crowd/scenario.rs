@@ -115,6 +115,8 @@ pub struct Scenario {
     pub registry: u64,
     /// A node's link, each way, bytes per second.
     pub link: u64,
+    /// So many nodes, the first ones, hold the image before the others begin.
+    pub holders: usize,
     pub starts: Starts,
     pub fault: Option<Fault>,
     pub variants: &'static [Variant],
@@ -133,6 +135,7 @@ const COLD: Scenario = Scenario {
     fleets: &["1.6", "1.7", "2.x", "mixed"],
     registry: 50 * MB,
     link: 100 * MB,
+    holders: 0,
     starts: Starts::Crowd,
     fault: None,
     variants: ALL,
@@ -198,6 +201,19 @@ pub const SCENARIOS: &[Scenario] = &[
         link: 25 * MB / 2,
         variants: &[Variant::Without, Variant::With],
         checks: &[Check::NotSlower(1.1)],
+        ..COLD
+    },
+    Scenario {
+        name: "one-holder",
+        about: "one node has pulled the image before, and all others pull it at once",
+        layers: Layers { count: 5, mib: 40 },
+        nodes: &[8],
+        fleets: &["1.7", "2.x"],
+        link: 25 * MB,
+        holders: 1,
+        variants: &[Variant::Without, Variant::With],
+        // The tag is asked for, and nothing else.
+        checks: &[Check::Copies(0.01), Check::NotSlower(1.0)],
         ..COLD
     },
     Scenario {

@@ -30,7 +30,8 @@ use crate::basic_auth;
 use crate::membership::{self, Admitted};
 use crate::oci::Digest;
 use crate::oci::distribution::{
-    ByteRange, DOCKER_CONTENT_DIGEST, FLIGHT, Flight, GROWING, HOLDERS, MAX_HOLDERS, MIRRORED, Span,
+    ByteRange, DOCKER_CONTENT_DIGEST, FLIGHT, FOLLOWING, Flight, Following, GROWING, HOLDERS,
+    MAX_HOLDERS, MIRRORED, Span,
 };
 use crate::routing::Peer;
 use crate::telemetry::Seldom;
@@ -54,6 +55,8 @@ pub struct Ask {
     pub range: Option<ByteRange>,
     /// How long the peer may wait for the first byte of what it is still getting. None: it must have it.
     pub growing: Option<Duration>,
+    /// Whoever has it and gives it to several already may turn us away for that: we would find one who is getting it.
+    pub following: Following,
 }
 
 /// Why a peer did not deliver. Each variant is treated differently by somebody.
@@ -201,6 +204,9 @@ async fn attempt_unbounded(peer: &Peer, ask: &Ask, papers: &Papers) -> Result<An
     }
     if let Some(growing) = ask.growing {
         request = request.header(GROWING, growing.as_millis().to_string());
+    }
+    if let Some(following) = ask.following.as_str() {
+        request = request.header(FOLLOWING, following);
     }
     let request = request
         .body(Empty::<Bytes>::new())

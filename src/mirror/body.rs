@@ -20,12 +20,12 @@ use tracing::{debug, info};
 
 use super::attempt::{Ask, PeerError};
 use super::checked::length;
-use super::flight::boarding::{Boarded, Boarding};
+use super::flight::boarding::{Alone, Boarded, Boarding};
 use super::flight::part;
 use super::pace::Pace;
 use super::search::{Delivery, Search};
 use super::{FetchError, InFlight, LIMIT};
-use crate::oci::distribution::{ByteRange, Span};
+use crate::oci::distribution::{ByteRange, Following, Span};
 
 /// A peer that brings less than [`FLOOR`] in so much waiting is replaced. As long as the wait for a first byte: TCP
 /// recovers from a lost packet within a few hundred milliseconds, from a lost node never.
@@ -70,8 +70,12 @@ struct Body {
     /// The longest that was waited for bytes that came.
     longest: Duration,
     pace: Pace,
-    /// Bytes per second of the present source, which has it whole, once that is found to be too little.
+    /// Bytes per second of the present source, once that is found to be too little.
     slow: Option<u64>,
+    /// What one who is still getting it brought, bytes per second, instead of whom the present source is tried.
+    trial: Option<u64>,
+    /// The trial is over, and the other one was no worse.
+    is_vain: bool,
     /// Peers in a row that failed before they had brought much.
     poor: u32,
     /// Since when nobody has brought as much as [`FLOOR`] at once: one time for all who are tried in vain.
@@ -93,10 +97,24 @@ impl Sources {
             }
             // Nobody has it, or those who have it fail, or are all busy: one of those who are getting it may have room.
             (Err(FetchError::NoPeer(_) | FetchError::Exhausted { .. }), Some(boarding)) => {
-                let Boarded { delivery, depth } = boarding.deliver(ask).await?;
-                Source {
-                    delivery,
-                    growing: Some(depth),
+                for holder in self.search.full() {
+                    boarding.is_busy(holder);
+                }
+                match boarding.deliver(ask).await {
+                    Ok(Boarded { delivery, depth }) => Source {
+                        delivery,
+                        growing: Some(depth),
+                    },
+                    Err(alone) => {
+                        let limit = boarding.deadline();
+                        match insist(&mut self.search, ask, alone, limit).await {
+                            Some(source) => {
+                                boarding.takes_what_is_whole();
+                                source
+                            }
+                            None => return Err(boarding.leaves(alone)),
+                        }
+                    }
                 }
             }
             (Err(error), _) => return Err(error),
@@ -105,6 +123,14 @@ impl Sources {
             boarding.takes_from(&source.delivery.peer, ask);
         }
         Ok(source)
+    }
+
+    /// Whether there may be others to take it from than those who have it.
+    pub fn following(&self) -> Following {
+        match self.boarding {
+            Some(_) => Following::May,
+            None => Following::No,
+        }
     }
 
     /// For the rest of a body that nobody has brought since `gap`.
@@ -137,6 +163,24 @@ impl Sources {
     }
 }
 
+/// For a node that is to go to the registry alone: from one of those who have it and turned it away because it can follow
+/// others. None where there are none, or none delivers before `limit`.
+async fn insist(search: &mut Search, ask: &Ask, alone: Alone, limit: Instant) -> Option<Source> {
+    let leads = matches!(alone, Alone::Leads { .. });
+    if !leads || !search.insists(limit) {
+        return None;
+    }
+    let ask = Ask {
+        following: Following::No,
+        ..ask.clone()
+    };
+    let delivery = search.deliver(&ask).await.ok()?;
+    Some(Source {
+        delivery,
+        growing: None,
+    })
+}
+
 /// The bytes of `source`'s span, from as many peers as it takes.
 pub(super) fn unbroken(
     sources: Sources,
@@ -149,6 +193,8 @@ pub(super) fn unbroken(
     let body = Body {
         pace: sources.search.mirror.intake.begin(),
         slow: None,
+        trial: None,
+        is_vain: false,
         sources,
         path_and_query,
         offset: start,
@@ -173,8 +219,14 @@ pub(super) fn unbroken(
 impl Body {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         while self.offset < self.end {
+            if std::mem::take(&mut self.is_vain) {
+                self.go_back().await;
+            }
             if let Some(rate) = self.slow.take() {
-                self.leave(rate).await?;
+                match self.source.growing {
+                    Some(_) => self.try_holders(rate).await,
+                    None => self.leave(rate).await?,
+                }
             }
             let began = Instant::now();
             let left = self.patience().saturating_sub(self.waited);
@@ -286,14 +338,72 @@ impl Body {
 
     /// Takes into account how fast the present source is.
     fn judge(&mut self, bytes: u64, waited: Duration) {
-        let verdict = self.pace.bring(bytes, waited);
-        if let Some(verdict) = verdict
-            && self.source.growing.is_none()
+        let Some(verdict) = self.pace.bring(bytes, waited) else {
+            return;
+        };
+        self.slow = verdict.is_slow.then_some(verdict.rate);
+        if self.source.growing.is_some() {
+            return;
+        }
+        let board = &self.sources.search.mirror.scoreboard;
+        let peer = &self.source.delivery.peer.id;
+        board.brings(peer, verdict.rate, Instant::now());
+        if let Some(before) = self.trial.take() {
+            /// Less is not worth that those who share the holder's link get less.
+            const MORE: (u64, u64) = (4, 3);
+            self.is_vain = verdict.rate < before / MORE.1 * MORE.0;
+            self.slow = None;
+        }
+    }
+
+    /// Tries a holder that had no room when it was asked, instead of one who is still getting it and brings only so many bytes
+    /// per second: whoever stands between may be slow by itself, and nobody else would find that out.
+    async fn try_holders(&mut self, rate: u64) {
+        self.pace.is_over();
+        let ask = Ask {
+            following: Following::Slowly,
+            ..self.rest()
+        };
+        let search = &mut self.sources.search;
+        if !search.insists(Instant::now() + ANOTHER) {
+            return;
+        }
+        let Ok(delivery) = search.deliver(&ask).await else {
+            return;
+        };
+        let source = Source {
+            delivery,
+            growing: None,
+        };
+        if !self.is_of_it(&source) {
+            return;
+        }
+        if let Some(boarding) = &self.sources.boarding {
+            boarding.takes_what_is_whole();
+            boarding.takes_from(&source.delivery.peer, &ask);
+        }
+        self.go_on(source);
+        self.trial = Some(rate);
+    }
+
+    /// From a holder that brings no more than those who are still getting it, to one of these. It goes on where there is none.
+    async fn go_back(&mut self) {
+        let ask = self.rest();
+        let Some(boarding) = &mut self.sources.boarding else {
+            return;
+        };
+        boarding.again(Instant::now());
+        let found = timeout(ANOTHER, boarding.deliver(&ask)).await;
+        if let Ok(Ok(Boarded { delivery, depth })) = found
+            && delivery.answer.total == self.total
         {
-            let board = &self.sources.search.mirror.scoreboard;
-            let peer = &self.source.delivery.peer.id;
-            board.brings(peer, verdict.rate, Instant::now());
-            self.slow = verdict.is_slow.then_some(verdict.rate);
+            boarding.takes_from(&delivery.peer, &ask);
+            self.go_on(Source {
+                delivery,
+                growing: Some(depth),
+            });
+        } else {
+            boarding.takes_what_is_whole();
         }
     }
 
@@ -334,14 +444,30 @@ impl Body {
         let Some(boarding) = &mut self.sources.boarding else {
             return Ok(());
         };
-        if let Some(Boarded { delivery, depth }) = boarding.faster(&ask).await?
-            && delivery.answer.total == self.total
-        {
-            boarding.takes_from(&delivery.peer, &ask);
-            self.go_on(Source {
+        let source = match boarding.faster(&ask).await {
+            Ok(Some(Boarded { delivery, depth })) => Source {
                 delivery,
                 growing: Some(depth),
-            });
+            },
+            Ok(None) => return Ok(()),
+            Err(alone) => {
+                // One that has it whole is being left for the registry itself.
+                let limit = match self.source.growing {
+                    Some(_) => Instant::now() + ANOTHER,
+                    None => Instant::now(),
+                };
+                match insist(&mut self.sources.search, &ask, alone, limit).await {
+                    Some(source) => {
+                        boarding.takes_what_is_whole();
+                        source
+                    }
+                    None => return Err(boarding.leaves_for_more(alone).into()),
+                }
+            }
+        };
+        if source.delivery.answer.total == self.total {
+            boarding.takes_from(&source.delivery.peer, &ask);
+            self.go_on(source);
         }
         Ok(())
     }
@@ -355,7 +481,7 @@ impl Body {
         journey.resumes(peer.id.as_str(), peer.at(), source.growing.is_some());
         self.source = source;
         self.pace.changes();
-        self.slow = None;
+        (self.slow, self.trial) = (None, None);
         (self.brought, self.since, self.waited) = (0, 0, Duration::ZERO);
         self.longest = Duration::ZERO;
     }
@@ -374,6 +500,7 @@ impl Body {
                 last: Some(self.end - 1),
             }),
             growing: None,
+            following: self.sources.following(),
         }
     }
 }

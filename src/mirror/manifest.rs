@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::attempt::{self, Ask, PeerError};
 use super::checked::{WHOLE, not_it, whole};
 use super::{FetchError, InFlight, Mirror, Wanted};
+use crate::oci::distribution::Following;
 use crate::oci::{Digest, media_type};
 
 /// A manifest, whole and checked against its digest.
@@ -61,6 +62,8 @@ impl Mirror {
             path_and_query: wanted.path_and_query.clone(),
             range: None,
             growing: None,
+            // Small enough to be given to everybody.
+            following: Following::No,
         };
         let mut sources = self.sources(wanted).await?;
         loop {

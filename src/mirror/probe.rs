@@ -4,6 +4,7 @@ use hyper::Method;
 
 use super::Papers;
 use super::attempt::{self, Ask, PeerError};
+use crate::oci::distribution::Following;
 use crate::routing::Peer;
 
 /// What a peer is asked for outside of any pull.
@@ -32,6 +33,7 @@ pub async fn probe(
         path_and_query,
         range: None,
         growing: None,
+        following: Following::No,
     };
     let answer = attempt::attempt(peer, &ask, papers).await?;
     let must_vouch = probe == Probe::Tag && papers.members.is_some();

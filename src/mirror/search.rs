@@ -15,6 +15,7 @@ use super::scoreboard::UnderWay;
 use super::select::Candidate;
 use super::{FetchError, Mirror, select};
 use crate::oci::Key;
+use crate::oci::distribution::Following;
 use crate::recent::Journey;
 use crate::routing::{Peer, PeerId, may_be_peer};
 
@@ -30,6 +31,9 @@ const SECOND_CHANCE: Duration = Duration::from_millis(250);
 
 /// As many peers as one search takes from busy ones.
 const MAX_HINTS: usize = 64;
+/// So many holders that several others read from, and this node may take it from one of those: where an image spreads, all who
+/// have it are alike.
+const MAX_FULL: usize = 3;
 
 /// A peer's answer, and the mark on the scoreboard that it is under way.
 pub(super) struct Delivery {
@@ -51,6 +55,8 @@ pub(super) struct Search {
     untried: Vec<Peer>,
     /// Left for being slow: better than nobody.
     slow: Vec<Peer>,
+    /// Have it, and turned this node away because it can follow others.
+    full: Vec<Peer>,
     heard_of: HashSet<PeerId>,
     known_at: HashSet<SocketAddr>,
     /// Whom busy peers have named.
@@ -86,6 +92,7 @@ impl Search {
             journey,
             untried: Vec::new(),
             slow: Vec::new(),
+            full: Vec::new(),
             heard_of: HashSet::new(),
             known_at: HashSet::new(),
             hinted_at: HashSet::new(),
@@ -102,6 +109,24 @@ impl Search {
         self.lookup = Some(self.mirror.router.lookup(self.key.clone()));
         self.deadline = limit.min(Instant::now() + FIRST_BYTE);
         self.failures = 0;
+        self.untried.append(&mut self.full);
+    }
+
+    /// Those who have it and turned this node away because it can follow others.
+    pub fn full(&self) -> impl Iterator<Item = &PeerId> {
+        self.full.iter().map(|holder| &holder.id)
+    }
+
+    /// Whether there are holders that turned this node away because it can follow others. They may be asked again, until
+    /// `limit`, with another word on that.
+    pub fn insists(&mut self, limit: Instant) -> bool {
+        if self.full.is_empty() {
+            return false;
+        }
+        self.untried.append(&mut self.full);
+        self.deadline = limit.min(Instant::now() + FIRST_BYTE);
+        self.failures = 0;
+        true
     }
 
     /// The body of `slow` goes on without it.
@@ -132,6 +157,9 @@ impl Search {
             if self.failures >= self.mirror.config.retries.max(1) {
                 return Err(self.exhausted(asking));
             }
+            if ask.following != Following::No && self.full.len() >= MAX_FULL {
+                return Err(self.exhausted(asking));
+            }
             if attempts.is_empty() && self.untried.is_empty() && self.lookup.is_none() {
                 return Err(self.exhausted(asking));
             }
@@ -151,6 +179,9 @@ impl Search {
                         let place = asking.iter().position(|asked| asked.peer.id == peer.id);
                         let asked = place.map(|place| asking.swap_remove(place));
                         let is_marked = asked.is_some_and(|asked| asked.is_marked);
+                        if ask.following != Following::No && matches!(error, PeerError::Busy { .. }) {
+                            self.full.push(peer.clone());
+                        }
                         self.note(&peer, error, !is_marked);
                         ask_next = true;
                     }

@@ -29,6 +29,10 @@ pub const SOURCE: &str = "x-peili-source";
 /// `/again/1/v2/<name>/blobs/<digest>`. A 404 there is not the last word.
 pub const AGAIN: &str = "/again";
 
+/// A peer that could also take a layer from one who is still getting it says so, in the words of [`Following`]: a holder that
+/// several read that layer from turns it away, so that those who come make a tree and not a star.
+pub const FOLLOWING: &str = "x-peili-following";
+
 /// Comes with a busy holder's 503: comma-separated IP addresses of others, whose registry listens at the same port.
 pub const HOLDERS: &str = "x-peili-holders";
 /// More addresses would not be tried.
@@ -59,6 +63,37 @@ impl Flight {
     pub fn parse(header: &str) -> Option<Self> {
         let known = [Flight::Waiting, Flight::Absent];
         known.into_iter().find(|flight| flight.as_str() == header)
+    }
+}
+
+/// Whether who asks for a layer could take it from one who is still getting it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Following {
+    /// It could not, or there is nobody: it is turned away by none who has it and any room.
+    #[default]
+    No,
+    May,
+    /// It does, and gets little: those whom it follows may be slow themselves, which who has it cannot see.
+    Slowly,
+}
+
+impl Following {
+    /// The header's value. None where there is to be no header.
+    pub fn as_str(self) -> Option<&'static str> {
+        match self {
+            Following::No => None,
+            Following::May => Some("may"),
+            Following::Slowly => Some("slowly"),
+        }
+    }
+
+    /// Reads the header's value; a word of a later version says at least that it may.
+    pub fn parse(header: Option<&str>) -> Self {
+        match header {
+            None => Following::No,
+            Some("slowly") => Following::Slowly,
+            Some(_) => Following::May,
+        }
     }
 }
 

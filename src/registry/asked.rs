@@ -12,7 +12,7 @@ use super::access::Access;
 use super::error::Error;
 use crate::membership::Admitted;
 use crate::mirror::flight::Puller;
-use crate::oci::distribution::{AGAIN, GROWING, ManifestReference, Resource};
+use crate::oci::distribution::{AGAIN, FOLLOWING, Following, GROWING, ManifestReference, Resource};
 use crate::oci::{Digest, Repository};
 use crate::recent::Journey;
 use crate::routing::rendezvous::Generation;
@@ -28,6 +28,8 @@ pub(super) struct Asked {
     pub(super) from_peer: bool,
     /// How long a peer would wait for what is still being written here. None: it wants what is whole.
     pub(super) growing: Option<Duration>,
+    /// Whether it could also take it from one who is still getting it.
+    pub(super) following: Following,
     /// Where it came from, as the socket says.
     pub(super) remote: Option<IpAddr>,
     /// The member that asks, where peers are members.
@@ -116,6 +118,12 @@ pub(super) fn understand(
             .filter(|_| from_peer && !is_head)
             .and_then(|growing| growing.to_str().ok()?.parse().ok())
             .map(Duration::from_millis),
+        following: Following::parse(
+            parts
+                .headers
+                .get(FOLLOWING)
+                .map(|following| following.to_str().unwrap_or_default()),
+        ),
         remote: parts
             .extensions
             .get::<ConnectInfo<SocketAddr>>()

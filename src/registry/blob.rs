@@ -14,11 +14,11 @@ use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
-use super::uploads::{SMALL, Upload};
+use super::uploads::{Full, SMALL, Upload};
 use super::{Answered, Asked, DIGEST, Registry, growing, in_time};
 use crate::content::StoreError;
 use crate::mirror::FetchError;
-use crate::oci::distribution::{ByteRange, MAX_HOLDERS, Span, Unsatisfiable};
+use crate::oci::distribution::{ByteRange, Following, MAX_HOLDERS, Span, Unsatisfiable};
 use crate::oci::media_type;
 use crate::oci::{Digest, Key};
 
@@ -94,7 +94,12 @@ pub(super) async fn local(
         start: 0,
         end: total,
     });
-    let upload = match begin_upload(registry, asked, digest, span).await {
+    // Who would wait for what is growing could also take it from another.
+    let following = match asked.growing {
+        Some(_) => Following::May,
+        None => asked.following,
+    };
+    let upload = match begin_upload(registry, asked, (digest, span), following).await {
         Ok(upload) => upload,
         Err(error) => return Ok(Some(Err(error))),
     };
@@ -121,16 +126,20 @@ pub(super) async fn local(
 pub(super) async fn begin_upload(
     registry: &Registry,
     asked: &Asked,
-    digest: &Digest,
-    span: Span,
+    (digest, span): (&Digest, Span),
+    following: Following,
 ) -> Result<Option<Upload>, Error> {
     let is_counted = asked.from_peer && span.len() > SMALL;
     let Some(peer) = asked.remote.filter(|_| is_counted) else {
         return Ok(None);
     };
-    match registry.uploads.begin(peer) {
-        Some(upload) => Ok(Some(upload)),
-        None => Err(Box::pin(busy(registry, digest, peer)).await),
+    match registry.uploads.begin(peer, digest, following) {
+        Ok(upload) => Ok(Some(upload)),
+        // It knows whom to ask then, and others that have it are no better off.
+        Err(Full::Content) => Err(Error::Busy {
+            holders: Vec::new(),
+        }),
+        Err(Full::Share) => Err(Box::pin(busy(registry, digest, peer)).await),
     }
 }
 

@@ -17,7 +17,9 @@ use super::error::{Error, Miss};
 use super::{Answered, Asked, Registry, blob, in_time, manifest};
 use crate::inflight::{Child, Ingest, POLL, Seat, View, Watching};
 use crate::oci::Digest;
-use crate::oci::distribution::{ByteRange, Flight, MAX_MANIFEST, ManifestReference, Span};
+use crate::oci::distribution::{
+    ByteRange, Flight, Following, MAX_MANIFEST, ManifestReference, Span,
+};
 
 /// However patient the peer: it comes back if it is told that something is coming, and may have heard of somebody else
 /// meanwhile.
@@ -199,7 +201,8 @@ async fn relay(
         start: 0,
         end: total,
     });
-    let upload = blob::begin_upload(registry, asked, digest, span).await?;
+    // The meeting point knows how many read what is growing here.
+    let upload = blob::begin_upload(registry, asked, (digest, span), Following::No).await?;
     let relayed = registry.metrics.relayed();
     let mut body = ingest.send(span.start..span.end, &asked.sender);
     let first = match body.try_next().await {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::oci::distribution::{ByteRange, HOLDERS, Span};
+use crate::oci::distribution::{ByteRange, FOLLOWING, Following, HOLDERS, Span};
 use crate::routing::{Peer, PeerId};
 
 /// What a peer does instead of answering as it should.
@@ -26,6 +26,8 @@ struct Behaviour {
     lie: i64,
     /// Bytes of a body in a second.
     rate: Option<usize>,
+    /// Whoever may follow others is sent to them.
+    is_full: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +58,7 @@ pub struct Asked {
     pub line: String,
     pub range: Option<String>,
     pub is_mirrored: bool,
+    pub following: Following,
 }
 
 impl FakePeer {
@@ -118,6 +121,12 @@ impl Builder {
     pub fn busy_and_naming(mut self, holders: &[IpAddr]) -> Self {
         self.behaviour.status = Some(503);
         self.behaviour.holders = holders.to_vec();
+        self
+    }
+
+    /// As a holder does that several read from.
+    pub fn turning_away_who_may_follow(mut self) -> Self {
+        self.behaviour.is_full = true;
         self
     }
 
@@ -206,6 +215,7 @@ impl Served {
         };
         let range = asked.range.as_deref().and_then(ByteRange::parse);
         let is_head = asked.line.starts_with("HEAD ");
+        let is_full = self.behaviour.is_full && asked.following == Following::May;
         self.asked.lock().expect("no panic").push(asked);
         tokio::time::sleep(self.behaviour.delay).await;
 
@@ -215,8 +225,8 @@ impl Served {
             start: 0,
             end: total,
         };
-        let (status, span, headers) = match (self.behaviour.status, range.map(|r| r.resolve(total)))
-        {
+        let status = self.behaviour.status.or(is_full.then_some(503));
+        let (status, span, headers) = match (status, range.map(|r| r.resolve(total))) {
             (Some(status), _) => {
                 let holders: Vec<_> = self
                     .behaviour
@@ -305,5 +315,6 @@ async fn read_head(stream: &mut TcpStream) -> Option<Asked> {
         line: head.lines().next().unwrap_or_default().to_string(),
         range: header("range"),
         is_mirrored: header(crate::oci::distribution::MIRRORED).is_some(),
+        following: Following::parse(header(FOLLOWING).as_deref()),
     })
 }

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::mirror::Papers;
 use crate::mirror::attempt::{Ask, PeerError, attempt};
 use crate::oci::Digest;
+use crate::oci::distribution::Following;
 use crate::routing::{Peer, PeerId};
 
 /// containerd forgets a refused download within a second, and the kubelet comes back after 10 s.
@@ -75,6 +76,7 @@ impl Distrust {
                 path_and_query,
                 range: None,
                 growing: None,
+                following: Following::No,
             };
             let mut holds = attempt(&peer, &ask, papers).await;
             if matches!(holds, Err(PeerError::Absent)) {

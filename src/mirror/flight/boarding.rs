@@ -14,7 +14,7 @@ use crate::mirror::InFlightSharing;
 use crate::mirror::attempt::{Ask, PeerError};
 use crate::mirror::search::Delivery;
 use crate::mirror::{FetchError, LIMIT, Mirror};
-use crate::oci::distribution::ByteRange;
+use crate::oci::distribution::{ByteRange, Following};
 use crate::oci::{Digest, Key};
 use crate::routing::rendezvous::{Advice, Doubt, Generation, Wish};
 use crate::routing::{Peer, PeerId};
@@ -68,6 +68,15 @@ pub(in crate::mirror) struct Boarded {
     pub depth: u32,
 }
 
+/// Why nobody is followed.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::mirror) enum Alone {
+    /// This node is to get it from the registry.
+    Leads { lease: u64 },
+    /// containerd is to ask again.
+    Later,
+}
+
 impl Boarding {
     /// None where this request goes on without the others.
     pub async fn begin(
@@ -94,6 +103,13 @@ impl Boarding {
         })
     }
 
+    /// It has it, and said that enough others read it there.
+    pub fn is_busy(&mut self, holder: &PeerId) {
+        if self.doubts.len() < MAX_DOUBTS {
+            self.doubts.push((holder.clone(), Doubt::Busy));
+        }
+    }
+
     /// The body goes on after a gap that began at `gap`.
     pub fn again(&mut self, gap: Instant) {
         self.began = gap;
@@ -109,10 +125,7 @@ impl Boarding {
     }
 
     /// The bytes of `ask` from a node that is getting them, or has them by now, the first one in hand.
-    ///
-    /// [`FetchError::Lead`] when this node is to get them from the registry, [`FetchError::Later`] when containerd is to
-    /// ask again.
-    pub async fn deliver(&mut self, ask: &Ask) -> Result<Boarded, FetchError> {
+    pub async fn deliver(&mut self, ask: &Ask) -> Result<Boarded, Alone> {
         let began = Instant::now();
         loop {
             let deadline = self.deadline();
@@ -127,16 +140,19 @@ impl Boarding {
                     if waited >= Duration::from_secs(2) {
                         self.flight.0.metrics.missed.inc();
                     }
-                    return Err(self.lead(lease));
+                    return Err(Alone::Leads { lease });
                 }
                 Some(Step::Again(pause)) => {
-                    self.postpone(began)?;
+                    if self.puller.may_ask_again && waited >= POSTPONE {
+                        return Err(Alone::Later);
+                    }
                     sleep_until(self.deadline().min(Instant::now() + pause)).await;
                 }
                 None => {
                     info!(digest = %self.digest, ?waited, "nobody brings it: this node goes to the registry");
                     self.flight.0.metrics.missed.inc();
-                    return Err(self.lead(rand::random()));
+                    let lease = rand::random();
+                    return Err(Alone::Leads { lease });
                 }
             }
         }
@@ -165,17 +181,12 @@ impl Boarding {
     }
 
     /// Whether another source brings it faster than the present one, which goes on meanwhile.
-    pub async fn faster(&mut self, ask: &Ask) -> Result<Option<Boarded>, FetchError> {
+    pub async fn faster(&mut self, ask: &Ask) -> Result<Option<Boarded>, Alone> {
         // Whatever comes of it gets the time of a new stream before it is judged again.
         self.flight
             .change(&self.digest, |part| part.streams(Instant::now()));
         match self.advice(ask, true).await {
-            Advice::Lead { lease } => {
-                info!(digest = %self.digest, "whoever leads is faster: this node goes to the registry, too");
-                self.flight
-                    .change(&self.digest, |part| part.goes_for_more(Instant::now()));
-                Err(self.lead(lease))
-            }
+            Advice::Lead { lease } => Err(Alone::Leads { lease }),
             Advice::Follow { parent, depth, .. } => {
                 let present = self.flight.role(&self.digest);
                 let delivery = self.follow(&parent, ask, Instant::now()).await;
@@ -291,6 +302,8 @@ impl Boarding {
         };
         let growing = Ask {
             growing: Some(may_wait.min(HOLD)),
+            // It was chosen for having room.
+            following: Following::No,
             ..ask.clone()
         };
         let (peer, outcome) = self.mirror.clone().ask(parent.clone(), growing).await;
@@ -330,21 +343,30 @@ impl Boarding {
         }
     }
 
-    /// Sends containerd back once it has waited for long enough, if it will ask again.
-    fn postpone(&self, began: Instant) -> Result<(), FetchError> {
-        if self.puller.may_ask_again && began.elapsed() >= POSTPONE {
-            self.flight.0.metrics.postponed.inc();
-            return Err(FetchError::Later(Key::Content(self.digest.clone())));
+    /// Goes its way alone; what containerd is told.
+    pub fn leaves(&self, alone: Alone) -> FetchError {
+        let key = Key::Content(self.digest.clone());
+        match alone {
+            Alone::Later => {
+                self.flight.0.metrics.postponed.inc();
+                FetchError::Later(key)
+            }
+            Alone::Leads { lease } => {
+                self.flight.0.metrics.led.inc();
+                self.flight.change(&self.digest, |part| {
+                    part.becomes(Role::Leads { lease }, Instant::now());
+                });
+                FetchError::Lead(key)
+            }
         }
-        Ok(())
     }
 
-    fn lead(&self, lease: u64) -> FetchError {
-        self.flight.0.metrics.led.inc();
-        self.flight.change(&self.digest, |part| {
-            part.becomes(Role::Leads { lease }, Instant::now());
-        });
-        FetchError::Lead(Key::Content(self.digest.clone()))
+    /// The same in mid-body, from a source that brings less than those who lead get.
+    pub fn leaves_for_more(&self, alone: Alone) -> FetchError {
+        info!(digest = %self.digest, "whoever leads is faster: this node goes to the registry, too");
+        self.flight
+            .change(&self.digest, |part| part.goes_for_more(Instant::now()));
+        self.leaves(alone)
     }
 }
 
@@ -479,6 +501,90 @@ mod tests {
         assert_eq!((holder.asked().len(), other.asked().len()), (1, 1));
         let parent = other.peer().id;
         assert_eq!(role, Some(Role::Follows { parent }));
+    }
+
+    /// A holder that several read from, and one who is getting it.
+    struct FullAndFollowed {
+        holder: FakePeer,
+        other: FakePeer,
+        mirror: Mirror,
+        digest: Digest,
+        layer: Bytes,
+        _ingests: FakeIngests,
+    }
+
+    impl FullAndFollowed {
+        /// So many bytes per second come from the holder and from the other.
+        async fn bringing(rates: [usize; 2], advice: impl Fn(Peer) -> Advice) -> Self {
+            let layer = Bytes::from(noise(12_000_000, 3));
+            let [holder, other] = rates.map(|rate| FakePeer::serving(layer.clone()).bringing(rate));
+            let holder = holder.turning_away_who_may_follow().spawn().await;
+            let other = other.spawn().await;
+            let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
+            let digest = Digest::sha256(&layer);
+            advertised(&swarm, &holder.peer(), &digest).await;
+            let router = swarm.join(([127, 0, 0, 1], 5000).into());
+            let advice = (advice(other.peer()), Duration::ZERO);
+            let (mirror, _) = node(&ingests, router, advice);
+            Self {
+                holder,
+                other,
+                mirror,
+                digest,
+                layer,
+                _ingests: ingests,
+            }
+        }
+
+        /// All of it. What the holder was asked, and how many times the other.
+        async fn pull(&self) -> (Vec<Following>, usize) {
+            let wanted = wanted(&self.digest, Generation::One);
+            let fetched = self.mirror.blob(wanted, None).await;
+            let bytes: Vec<Bytes> = fetched.unwrap().body.try_collect().await.unwrap();
+            assert!(bytes.concat() == self.layer);
+            let asked = self.holder.asked().into_iter();
+            let asked = asked.map(|asked| asked.following).collect();
+            (asked, self.other.asked().len())
+        }
+    }
+
+    fn follow(parent: Peer) -> Advice {
+        Advice::Follow {
+            parent,
+            depth: 1,
+            is_queued: false,
+        }
+    }
+
+    const FAST: usize = 100_000_000;
+
+    #[tokio::test]
+    async fn a_full_holder_gives_all_the_same_where_there_is_nobody_to_follow() {
+        let lead = |_| Advice::Lead { lease: 1 };
+        let world = FullAndFollowed::bringing([FAST, FAST], lead).await;
+        let asked = world.pull().await;
+        assert_eq!(asked, (vec![Following::May, Following::No], 0));
+    }
+
+    #[tokio::test]
+    async fn a_full_holder_is_left_alone_while_whoever_is_followed_brings_enough() {
+        let world = FullAndFollowed::bringing([FAST, FAST], follow).await;
+        let asked = world.pull().await;
+        assert_eq!(asked, (vec![Following::May], 1));
+    }
+
+    #[tokio::test]
+    async fn a_full_holder_is_tried_where_whoever_is_followed_brings_little() {
+        let world = FullAndFollowed::bringing([FAST, 3_000_000], follow).await;
+        let asked = world.pull().await;
+        assert_eq!(asked, (vec![Following::May, Following::Slowly], 1));
+    }
+
+    #[tokio::test]
+    async fn a_full_holder_that_brings_no_more_is_left_again() {
+        let world = FullAndFollowed::bringing([1_000_000, 3_000_000], follow).await;
+        let asked = world.pull().await;
+        assert_eq!(asked, (vec![Following::May, Following::Slowly], 2));
     }
 
     #[tokio::test]
