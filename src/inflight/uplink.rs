@@ -18,10 +18,10 @@ pub const FANOUT: u32 = 2;
 /// just now.
 const MAX_CHILDREN: u32 = 8;
 /// A reader has not shown yet whether the uplink carries it.
-const FRESH: Duration = Duration::from_millis(500);
+pub const FRESH: Duration = Duration::from_millis(500);
 /// So many may come at once: one for each layer that containerd downloads. With two for each, the uplink of a node that led
 /// a whole image was full twice over before anybody lagged, and TCP starved one of its readers (measured).
-const MAX_FRESH: u32 = 3;
+pub const MAX_FRESH: u32 = 3;
 /// Behind by more than this is behind: containerd writes 1 MiB at a time, and a socket takes up to 4 MiB before it
 /// says that it is full, so less tells nothing. In bytes.
 const LAG: u64 = 4 << 20;
@@ -36,11 +36,21 @@ const GRAIN: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, Default)]
 pub struct Uplink(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     next: u64,
     children: HashMap<u64, Reading>,
     sent: Sent,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            children: HashMap::new(),
+            sent: Sent::over(WINDOW),
+        }
+    }
 }
 
 /// How far one child is. Pure: times come in.
@@ -161,27 +171,41 @@ pub fn free<'a>(children: impl Iterator<Item = &'a Reading>, digest: &Digest, no
         .min(MAX_FRESH.saturating_sub(fresh))
 }
 
-/// What was sent lately, oldest first.
-#[derive(Debug, Default)]
-struct Sent(VecDeque<(Instant, u64)>);
+/// What was sent lately. Pure: times come in.
+#[derive(Debug)]
+pub struct Sent {
+    window: Duration,
+    /// Oldest first.
+    parts: VecDeque<(Instant, u64)>,
+}
 
 impl Sent {
-    fn add(&mut self, bytes: u64, now: Instant) {
-        while let Some((at, _)) = self.0.front()
-            && now.saturating_duration_since(*at) >= WINDOW
-        {
-            self.0.pop_front();
-        }
-        match self.0.back_mut() {
-            Some((at, sum)) if now.saturating_duration_since(*at) < GRAIN => *sum += bytes,
-            _ => self.0.push_back((now, bytes)),
+    /// Rates are taken over so long.
+    pub fn over(window: Duration) -> Self {
+        Self {
+            window,
+            parts: VecDeque::new(),
         }
     }
 
-    fn rate(&self, now: Instant) -> u64 {
-        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < WINDOW;
-        let recent = self.0.iter().filter(|(at, _)| is_recent(at));
-        recent.map(|(_, bytes)| bytes).sum()
+    pub fn add(&mut self, bytes: u64, now: Instant) {
+        while let Some((at, _)) = self.parts.front()
+            && now.saturating_duration_since(*at) >= self.window
+        {
+            self.parts.pop_front();
+        }
+        match self.parts.back_mut() {
+            Some((at, sum)) if now.saturating_duration_since(*at) < GRAIN => *sum += bytes,
+            _ => self.parts.push_back((now, bytes)),
+        }
+    }
+
+    /// Bytes per second until `now`.
+    pub fn rate(&self, now: Instant) -> u64 {
+        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < self.window;
+        let recent = self.parts.iter().filter(|(at, _)| is_recent(at));
+        let bytes: u64 = recent.map(|(_, bytes)| bytes).sum();
+        (bytes as f64 / self.window.as_secs_f64()) as u64
     }
 }
 

@@ -113,9 +113,15 @@ pub(super) async fn local(
     let mut sent = 0;
     // Under way until the body is dropped, however it ends.
     let body = body.inspect(move |chunk| {
-        let _ = &upload;
-        if let (Some(child), Ok(chunk)) = (&child, chunk) {
-            sent += chunk.len() as u64;
+        let Ok(chunk) = chunk else {
+            return;
+        };
+        let bytes = chunk.len() as u64;
+        if let Some(upload) = &upload {
+            upload.sends(bytes);
+        }
+        if let Some(child) = &child {
+            sent += bytes;
             child.progress(sent, span.len());
         }
     });

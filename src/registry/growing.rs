@@ -215,7 +215,9 @@ async fn relay(
     let mut sent = 0;
     // Under way until the body is dropped, however it ends.
     let body = stream::iter(first).chain(body).inspect_ok(move |chunk| {
-        let _ = &upload;
+        if let Some(upload) = &upload {
+            upload.sends(chunk.len() as u64);
+        }
         sent += chunk.len() as u64;
         relayed.inc_by(chunk.len() as u64);
         let available = ingest.available().unwrap_or(0).min(span.end);
