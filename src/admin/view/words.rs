@@ -79,7 +79,7 @@ pub fn outcome(request: &Request) -> String {
             }
         }
         "busy" => {
-            "This node gives to as many as it may; the peer was sent to other holders.".to_string()
+            "This node gives to as many as it may; the peer was sent to others.".to_string()
         }
         _ => missed(request),
     };

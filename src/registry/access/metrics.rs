@@ -21,7 +21,7 @@ pub enum Source {
     Miss,
     /// It should have come, and did not, or not wholly.
     Failed,
-    /// A peer was sent to other holders.
+    /// A peer was sent to others.
     Busy,
 }
 
@@ -93,7 +93,7 @@ impl Metrics {
             uploads: metrics::counters(
                 registry,
                 "peili_upload_requests_total",
-                "Requests of peers by source of the answer: local, miss, busy (sent to other holders), \
+                "Requests of peers by source of the answer: local, miss, busy (sent to others), \
                  failed.",
                 &["source"],
             ),
