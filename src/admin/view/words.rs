@@ -78,9 +78,7 @@ pub fn outcome(request: &Request) -> String {
                 false => format!("From {}.", from.join(", then ")),
             }
         }
-        "busy" => {
-            "This node gives to as many as it may; the peer was sent to others.".to_string()
-        }
+        "busy" => "This node gives to as many as it may; the peer was sent to others.".to_string(),
         _ => missed(request),
     };
     let mut add = |more: String| {
