@@ -2,7 +2,8 @@
 //!
 //! Another one is whoever holds it by now, else whoever is still getting it and is ahead (`flight`). A body that comes too
 //! slowly also changes to a faster one, or ends for that: from one that is still getting it when those who lead are faster
-//! (`flight`), from one that has it whole when that one is slow by itself (`pace`).
+//! (`flight`), from one that has it whole when that one is slow by itself (`pace`). And from one that is still getting it, and
+//! slow, to a holder that had no room before: as a trial, for whoever stands between may be what is slow.
 //!
 //! What has been yielded cannot be taken back, so every byte counts from the first peer's answer: a successor must
 //! speak of the same length and begin exactly where the last one ended. When nobody can go on the body ends with an
@@ -106,7 +107,8 @@ impl Sources {
                         growing: Some(depth),
                     },
                     Err(alone) => {
-                        let limit = boarding.deadline();
+                        boarding.busy().for_each(|busy| self.search.is_full(busy));
+                        let limit = boarding.deadline().max(Instant::now() + ANOTHER);
                         match insist(&mut self.search, ask, alone, limit).await {
                             Some(source) => {
                                 boarding.takes_what_is_whole();
@@ -359,7 +361,6 @@ impl Body {
     /// Tries a holder that had no room when it was asked, instead of one who is still getting it and brings only so many bytes
     /// per second: whoever stands between may be slow by itself, and nobody else would find that out.
     async fn try_holders(&mut self, rate: u64) {
-        self.pace.is_over();
         let ask = Ask {
             following: Following::Slowly,
             ..self.rest()
@@ -368,6 +369,7 @@ impl Body {
         if !search.insists(Instant::now() + ANOTHER) {
             return;
         }
+        self.pace.is_over();
         let Ok(delivery) = search.deliver(&ask).await else {
             return;
         };
@@ -386,18 +388,22 @@ impl Body {
         self.trial = Some(rate);
     }
 
-    /// From a holder that brings no more than those who are still getting it, to one of these. It goes on where there is none.
+    /// From a holder that brings no more than whoever is still getting it, to whom the meeting point names. It goes on where that
+    /// is nobody.
     async fn go_back(&mut self) {
         let ask = self.rest();
         let Some(boarding) = &mut self.sources.boarding else {
             return;
         };
         boarding.again(Instant::now());
+        let vain = self.source.delivery.peer.clone();
+        boarding.is_busy(&vain.id);
         let found = timeout(ANOTHER, boarding.deliver(&ask)).await;
         if let Ok(Ok(Boarded { delivery, depth })) = found
             && delivery.answer.total == self.total
         {
             boarding.takes_from(&delivery.peer, &ask);
+            self.sources.search.leave(vain);
             self.go_on(Source {
                 delivery,
                 growing: Some(depth),
@@ -411,7 +417,11 @@ impl Body {
     /// has just brought more. It goes on where there is neither. An error when the registry is the better one.
     async fn leave(&mut self, rate: u64) -> io::Result<()> {
         self.pace.is_over();
-        let ask = self.rest();
+        // It is not one of many who follow each other: it looks for one who is better.
+        let ask = Ask {
+            following: Following::No,
+            ..self.rest()
+        };
         let (search, slow) = (&mut self.sources.search, &self.source.delivery.peer);
         debug!(key = %search.key, peer = %slow.id, offset = self.offset, rate, "peer is slow");
         search.again(Instant::now() + ANOTHER);
@@ -444,30 +454,16 @@ impl Body {
         let Some(boarding) = &mut self.sources.boarding else {
             return Ok(());
         };
-        let source = match boarding.faster(&ask).await {
-            Ok(Some(Boarded { delivery, depth })) => Source {
+        let found = boarding.faster(&ask).await;
+        let found = found.map_err(|alone| boarding.leaves_for_more(alone))?;
+        if let Some(Boarded { delivery, depth }) = found
+            && delivery.answer.total == self.total
+        {
+            boarding.takes_from(&delivery.peer, &ask);
+            self.go_on(Source {
                 delivery,
                 growing: Some(depth),
-            },
-            Ok(None) => return Ok(()),
-            Err(alone) => {
-                // One that has it whole is being left for the registry itself.
-                let limit = match self.source.growing {
-                    Some(_) => Instant::now() + ANOTHER,
-                    None => Instant::now(),
-                };
-                match insist(&mut self.sources.search, &ask, alone, limit).await {
-                    Some(source) => {
-                        boarding.takes_what_is_whole();
-                        source
-                    }
-                    None => return Err(boarding.leaves_for_more(alone).into()),
-                }
-            }
-        };
-        if source.delivery.answer.total == self.total {
-            boarding.takes_from(&source.delivery.peer, &ask);
-            self.go_on(source);
+            });
         }
         Ok(())
     }

@@ -112,6 +112,11 @@ impl Search {
         self.untried.append(&mut self.full);
     }
 
+    /// It has it, and turned this node away because it can follow others.
+    pub fn is_full(&mut self, holder: Peer) {
+        self.full.push(holder);
+    }
+
     /// Those who have it and turned this node away because it can follow others.
     pub fn full(&self) -> impl Iterator<Item = &PeerId> {
         self.full.iter().map(|holder| &holder.id)
@@ -158,7 +163,9 @@ impl Search {
                 return Err(self.exhausted(asking));
             }
             if ask.following != Following::No && self.full.len() >= MAX_FULL {
-                return Err(self.exhausted(asking));
+                self.untried
+                    .extend(asking.into_iter().map(|asked| asked.peer));
+                return Err(self.exhausted(Vec::new()));
             }
             if attempts.is_empty() && self.untried.is_empty() && self.lookup.is_none() {
                 return Err(self.exhausted(asking));
@@ -179,8 +186,12 @@ impl Search {
                         let place = asking.iter().position(|asked| asked.peer.id == peer.id);
                         let asked = place.map(|place| asking.swap_remove(place));
                         let is_marked = asked.is_some_and(|asked| asked.is_marked);
-                        if ask.following != Following::No && matches!(error, PeerError::Busy { .. }) {
-                            self.full.push(peer.clone());
+                        // Who names others has given all that it may.
+                        if let PeerError::Busy { holders } = &error
+                            && ask.following != Following::No
+                            && holders.is_empty()
+                        {
+                            self.is_full(peer.clone());
                         }
                         self.note(&peer, error, !is_marked);
                         ask_next = true;
@@ -220,6 +231,11 @@ impl Search {
                         asked.is_marked = true;
                         self.mirror.scoreboard.failed(&asked.peer.id, Instant::now());
                     }
+                }
+                // A probe beside a body that comes says nothing against who has much to do.
+                () = sleep_until(give_up_at), if ask.following == Following::Slowly => {
+                    self.full.extend(asking.into_iter().map(|asked| asked.peer));
+                    return Err(self.exhausted(Vec::new()));
                 }
                 () = sleep_until(give_up_at) => return Err(self.exhausted(asking)),
             }
@@ -326,7 +342,7 @@ impl Search {
         let last = self.last.take();
         match last {
             // Only when nobody could: one peer's file may be cut off.
-            Some(PeerError::NotSatisfiable { total }) if tried == 0 => {
+            Some(PeerError::NotSatisfiable { total }) if tried == 0 && self.full.is_empty() => {
                 return FetchError::NotSatisfiable { key, total };
             }
             // The log has it once a minute, by whoever was refused.

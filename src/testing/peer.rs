@@ -26,8 +26,8 @@ struct Behaviour {
     lie: i64,
     /// Bytes of a body in a second.
     rate: Option<usize>,
-    /// Whoever may follow others is sent to them.
-    is_full: bool,
+    /// Who says this is to follow others.
+    turns_away: &'static [Following],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -124,9 +124,9 @@ impl Builder {
         self
     }
 
-    /// As a holder does that several read from.
-    pub fn turning_away_who_may_follow(mut self) -> Self {
-        self.behaviour.is_full = true;
+    /// As a holder does that several read from: whoever says this is to follow others.
+    pub fn turning_away(mut self, who: &'static [Following]) -> Self {
+        self.behaviour.turns_away = who;
         self
     }
 
@@ -215,7 +215,7 @@ impl Served {
         };
         let range = asked.range.as_deref().and_then(ByteRange::parse);
         let is_head = asked.line.starts_with("HEAD ");
-        let is_full = self.behaviour.is_full && asked.following == Following::May;
+        let is_full = self.behaviour.turns_away.contains(&asked.following);
         self.asked.lock().expect("no panic").push(asked);
         tokio::time::sleep(self.behaviour.delay).await;
 

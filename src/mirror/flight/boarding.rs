@@ -43,6 +43,8 @@ pub(in crate::mirror) struct Boarding {
     image: String,
     puller: Puller,
     aboard: Aboard,
+    /// Those whom it was sent to and who had no room for one that can follow others.
+    busy: Vec<Peer>,
     /// To be told with the next question.
     doubts: Vec<(PeerId, Doubt)>,
     /// Parents since the request began.
@@ -96,11 +98,17 @@ impl Boarding {
             image,
             puller: puller.clone(),
             aboard,
+            busy: Vec::new(),
             doubts: Vec::new(),
             parents: 0,
             began,
             is_queued: false,
         })
+    }
+
+    /// Those whom it was sent to and who had no room, once.
+    pub fn busy(&mut self) -> impl Iterator<Item = Peer> {
+        std::mem::take(&mut self.busy).into_iter()
     }
 
     /// It has it, and said that enough others read it there.
@@ -325,6 +333,9 @@ impl Boarding {
                 attempts.with_label_values(&[error.outcome()]).inc();
                 self.flight.0.metrics.replaced.inc();
                 self.doubt(&peer, &error);
+                if matches!(error, PeerError::Busy { .. }) && self.busy.len() < MAX_DOUBTS {
+                    self.busy.push(peer);
+                }
                 None
             }
         }
@@ -516,9 +527,17 @@ mod tests {
     impl FullAndFollowed {
         /// So many bytes per second come from the holder and from the other.
         async fn bringing(rates: [usize; 2], advice: impl Fn(Peer) -> Advice) -> Self {
+            Self::turning_away(&[Following::May], rates, advice).await
+        }
+
+        async fn turning_away(
+            who: &'static [Following],
+            rates: [usize; 2],
+            advice: impl Fn(Peer) -> Advice,
+        ) -> Self {
             let layer = Bytes::from(noise(12_000_000, 3));
             let [holder, other] = rates.map(|rate| FakePeer::serving(layer.clone()).bringing(rate));
-            let holder = holder.turning_away_who_may_follow().spawn().await;
+            let holder = holder.turning_away(who).spawn().await;
             let other = other.spawn().await;
             let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
             let digest = Digest::sha256(&layer);
@@ -578,6 +597,39 @@ mod tests {
         let world = FullAndFollowed::bringing([FAST, 3_000_000], follow).await;
         let asked = world.pull().await;
         assert_eq!(asked, (vec![Following::May, Following::Slowly], 1));
+    }
+
+    #[tokio::test]
+    async fn a_full_holder_that_stays_full_costs_a_question_and_no_more() {
+        let who = &[Following::May, Following::Slowly];
+        let world = FullAndFollowed::turning_away(who, [FAST, 3_000_000], follow).await;
+        let asked = world.pull().await;
+        assert_eq!(asked, (vec![Following::May, Following::Slowly], 1));
+    }
+
+    #[tokio::test]
+    async fn of_many_full_holders_three_are_asked() {
+        let layer = noise(100_000, 4);
+        let digest = Digest::sha256(&layer);
+        let (ingests, swarm) = (FakeIngests::new(), FakeSwarm::new());
+        let mut holders = Vec::new();
+        for _ in 0..6 {
+            let holder = FakePeer::serving(layer.clone()).turning_away(&[Following::May]);
+            let holder = holder.spawn().await;
+            advertised(&swarm, &holder.peer(), &digest).await;
+            holders.push(holder);
+        }
+        let other = FakePeer::serving(layer.clone()).spawn().await;
+        let router = swarm.join(([127, 0, 0, 1], 5000).into());
+        let advice = (follow(other.peer()), Duration::ZERO);
+        let (mirror, _) = node(&ingests, router, advice);
+
+        let fetched = mirror.blob(wanted(&digest, Generation::One), None).await;
+
+        let bytes: Vec<Bytes> = fetched.unwrap().body.try_collect().await.unwrap();
+        assert!(bytes.concat() == layer);
+        let asked: usize = holders.iter().map(|holder| holder.asked().len()).sum();
+        assert_eq!((asked, other.asked().len()), (3, 1));
     }
 
     #[tokio::test]

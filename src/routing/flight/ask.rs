@@ -40,16 +40,10 @@ impl Rendezvous for Flights {
     async fn ask(&self, wish: Wish) -> Advice {
         let mut circumstances = Circumstances::default();
         // Two searches that do not wait for each other.
-        let (leader, mut first) =
-            tokio::join!(self.image_leader_of(&wish), self.desk(&wish.digest));
+        let (leader, mut next) = tokio::join!(self.image_leader_of(&wish), self.desk(&wish.digest));
         circumstances.image_leader = leader;
         for _ in 0..TRIES {
-            // Anew each time: whoever gave no answer is not among them any more.
-            let desk = match first.take() {
-                Some(desk) => Some(desk),
-                None => self.desk(&wish.digest).await,
-            };
-            let Some(desk) = desk else {
+            let Some(desk) = next else {
                 break;
             };
             let asking = self.ask_at(desk, wish.clone(), circumstances.clone());
@@ -57,6 +51,8 @@ impl Rendezvous for Flights {
                 return advice;
             }
             circumstances.is_takeover = true;
+            // Anew each time: whoever gave no answer is not among them any more.
+            next = self.desk(&wish.digest).await;
         }
         debug!(digest = %wish.digest, "nobody to ask: leads");
         Advice::Lead {

@@ -3,8 +3,8 @@
 //! The rules, in this order, for an asker of one content:
 //! 1. Somebody has it: follow him. If he is busy, follow somebody who takes it from such a one.
 //! 2. The asker leads already: it leads again (its body was ended on purpose, or the pull is a new one).
-//! 3. It is slow where those who lead are fast: it follows somebody else who has room, else it leads, too, a few at a
-//!    time (with `always` nobody says so).
+//! 3. It is slow where those who lead, or who take it from one who has it, are fast: it follows somebody else who has room,
+//!    else it leads where others do, too, a few at a time (with `always` nobody says so).
 //! 4. Somebody leads: follow whoever is ahead and has room, unless all who lead have been silent for too long.
 //! 5. Nobody leads: wait for who reports to a meeting point that has just taken over, for whom an image's leader should
 //!    come to it, for who is further ahead; else lead.
@@ -173,7 +173,9 @@ impl Table {
             // On its way to the registry a 2.x stands still in its own queue, and so would all who follow it.
             let is_parent =
                 wish.generation == Generation::Two && flight.children(&from.id, now) > 0;
-            if !is_parent && flight.may_lead_too(&from.id, now) {
+            // Who takes it from one who has it says nothing about the registry.
+            let is_about_it = is_led || is_held;
+            if is_about_it && !is_parent && flight.may_lead_too(&from.id, now) {
                 flight.grant(&from.id, lease, now);
                 return Said::Advice(Advice::Lead { lease });
             }
