@@ -140,10 +140,18 @@ pub async fn set_up(lab: &Lab, plan: &Plan<'_>, image: &Image) -> Result<Vec<Nod
         acquainted(&nodes).await?;
     }
     for holder in &nodes[..plan.holders] {
-        holder.cri_pull(&image.reference()).await?;
-        if plan.variant != Variant::Without {
-            advertised(holder, image).await?;
+        if plan.variant == Variant::Without {
+            holder.cri_pull(&image.reference()).await?;
+            continue;
         }
+        let before = announcements(holder).await?;
+        holder.cri_pull(&image.reference()).await?;
+        // Layers, configuration and manifest: the others can find all of it there.
+        let least = before + (image.layers.len() + 2) as f64;
+        let told = eventually("the image's announcement", ACQUAINTED, async || {
+            Ok((announcements(holder).await? >= least).then_some(()))
+        });
+        told.await?;
     }
     let mut rules = Vec::new();
     match plan.fault {
@@ -200,15 +208,10 @@ async fn acquainted(nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
-/// The others can find all of `image` there.
-async fn advertised(holder: &Node, image: &Image) -> Result<()> {
-    // Layers, configuration and manifest.
-    let least = (image.layers.len() + 2) as f64;
-    let told = eventually("the image's announcement", ACQUAINTED, async || {
-        let told = holder.metric("peili_announcements_total", &[("result", "ok")]);
-        Ok((told.await? >= least).then_some(()))
-    });
-    told.await
+/// Keys that a node has told the others of.
+async fn announcements(node: &Node) -> Result<f64> {
+    node.metric("peili_announcements_total", &[("result", "ok")])
+        .await
 }
 
 /// Nobody is left who was stopped: it could not end.

@@ -162,8 +162,12 @@ fn plans(options: &Options) -> Result<Vec<(&'static Scenario, Plan<'_>)>> {
         let is_wanted = |v: &&Variant| options.variant.is_empty() || options.variant.contains(v);
         for fleet in &fleets {
             for &nodes in nodes {
-                if nodes <= scenario.holders || (scenario.fault.is_some() && nodes < 3) {
-                    bail!("{name} with {nodes} nodes");
+                let least = match scenario.fault {
+                    Some(_) => 3,
+                    None => 1 + scenario.holders,
+                };
+                if nodes < least {
+                    bail!("--nodes {nodes}: {name} needs {least} at least");
                 }
                 for &variant in scenario.variants.iter().filter(is_wanted) {
                     let plan = Plan {

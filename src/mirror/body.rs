@@ -54,6 +54,24 @@ pub(super) struct Source {
     pub growing: Option<u32>,
 }
 
+impl Source {
+    fn whole(delivery: Delivery) -> Self {
+        Self {
+            delivery,
+            growing: None,
+        }
+    }
+}
+
+impl From<Boarded> for Source {
+    fn from(Boarded { delivery, depth }: Boarded) -> Self {
+        Self {
+            delivery,
+            growing: Some(depth),
+        }
+    }
+}
+
 struct Body {
     sources: Sources,
     path_and_query: String,
@@ -91,10 +109,7 @@ impl Sources {
                 if let Some(boarding) = boarding {
                     boarding.takes_what_is_whole();
                 }
-                Source {
-                    delivery,
-                    growing: None,
-                }
+                Source::whole(delivery)
             }
             // Nobody has it, or those who have it fail, or are all busy: one of those who are getting it may have room.
             (Err(FetchError::NoPeer(_) | FetchError::Exhausted { .. }), Some(boarding)) => {
@@ -102,10 +117,7 @@ impl Sources {
                     boarding.is_busy(holder);
                 }
                 match boarding.deliver(ask).await {
-                    Ok(Boarded { delivery, depth }) => Source {
-                        delivery,
-                        growing: Some(depth),
-                    },
+                    Ok(boarded) => Source::from(boarded),
                     Err(alone) => {
                         boarding.busy().for_each(|busy| self.search.is_full(busy));
                         let limit = boarding.deadline().max(Instant::now() + ANOTHER);
@@ -176,11 +188,7 @@ async fn insist(search: &mut Search, ask: &Ask, alone: Alone, limit: Instant) ->
         following: Following::No,
         ..ask.clone()
     };
-    let delivery = search.deliver(&ask).await.ok()?;
-    Some(Source {
-        delivery,
-        growing: None,
-    })
+    search.deliver(&ask).await.ok().map(Source::whole)
 }
 
 /// The bytes of `source`'s span, from as many peers as it takes.
@@ -370,21 +378,16 @@ impl Body {
             return;
         }
         self.pace.is_over();
-        let Ok(delivery) = search.deliver(&ask).await else {
+        let Ok(source) = search.deliver(&ask).await.map(Source::whole) else {
             return;
-        };
-        let source = Source {
-            delivery,
-            growing: None,
         };
         if !self.is_of_it(&source) {
             return;
         }
         if let Some(boarding) = &self.sources.boarding {
             boarding.takes_what_is_whole();
-            boarding.takes_from(&source.delivery.peer, &ask);
         }
-        self.go_on(source);
+        self.take(source, &ask);
         self.trial = Some(rate);
     }
 
@@ -399,17 +402,12 @@ impl Body {
         let vain = self.source.delivery.peer.clone();
         boarding.is_busy(&vain.id);
         let found = timeout(ANOTHER, boarding.deliver(&ask)).await;
-        if let Ok(Ok(Boarded { delivery, depth })) = found
-            && delivery.answer.total == self.total
-        {
-            boarding.takes_from(&delivery.peer, &ask);
-            self.sources.search.leave(vain);
-            self.go_on(Source {
-                delivery,
-                growing: Some(depth),
-            });
-        } else {
-            boarding.takes_what_is_whole();
+        match found {
+            Ok(Ok(boarded)) if boarded.delivery.answer.total == self.total => {
+                self.sources.search.leave(vain);
+                self.take(boarded.into(), &ask);
+            }
+            _ => boarding.takes_what_is_whole(),
         }
     }
 
@@ -425,18 +423,11 @@ impl Body {
         let (search, slow) = (&mut self.sources.search, &self.source.delivery.peer);
         debug!(key = %search.key, peer = %slow.id, offset = self.offset, rate, "peer is slow");
         search.again(Instant::now() + ANOTHER);
-        if let Ok(delivery) = search.deliver(&ask).await {
-            let other = Source {
-                delivery,
-                growing: None,
-            };
+        if let Ok(other) = search.deliver(&ask).await.map(Source::whole) {
             if self.is_of_it(&other) {
                 let slow = self.source.delivery.peer.clone();
                 self.sources.search.leave(slow);
-                if let Some(boarding) = &self.sources.boarding {
-                    boarding.takes_from(&other.delivery.peer, &ask);
-                }
-                self.go_on(other);
+                self.take(other, &ask);
             }
             return Ok(());
         }
@@ -456,16 +447,20 @@ impl Body {
         };
         let found = boarding.faster(&ask).await;
         let found = found.map_err(|alone| boarding.leaves_for_more(alone))?;
-        if let Some(Boarded { delivery, depth }) = found
-            && delivery.answer.total == self.total
+        if let Some(boarded) = found
+            && boarded.delivery.answer.total == self.total
         {
-            boarding.takes_from(&delivery.peer, &ask);
-            self.go_on(Source {
-                delivery,
-                growing: Some(depth),
-            });
+            self.take(boarded.into(), &ask);
         }
         Ok(())
+    }
+
+    /// Goes on with `source`, which was asked for `ask`; whose fault it was can be said if containerd refuses what comes.
+    fn take(&mut self, source: Source, ask: &Ask) {
+        if let Some(boarding) = &self.sources.boarding {
+            boarding.takes_from(&source.delivery.peer, ask);
+        }
+        self.go_on(source);
     }
 
     fn go_on(&mut self, source: Source) {

@@ -21,7 +21,7 @@ pub(super) enum Error {
     #[error("method {0} is not supported: this registry is read only")]
     Method(Method),
     /// Peers only: containerd would be told to come back, and never is.
-    #[error("busy with as many peers as are allowed")]
+    #[error("busy: as many peers as may read this, or anything, are doing so")]
     Busy { holders: Vec<IpAddr> },
     /// 404 and nothing stronger: if it is a containerd that strayed here, it goes on to its next host at once.
     #[error(

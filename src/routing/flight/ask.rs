@@ -42,17 +42,19 @@ impl Rendezvous for Flights {
         // Two searches that do not wait for each other.
         let (leader, mut next) = tokio::join!(self.image_leader_of(&wish), self.desk(&wish.digest));
         circumstances.image_leader = leader;
-        for _ in 0..TRIES {
-            let Some(desk) = next else {
-                break;
-            };
+        let mut tried = 0;
+        while let Some(desk) = next {
             let asking = self.ask_at(desk, wish.clone(), circumstances.clone());
             if let Some(advice) = asking.await {
                 return advice;
             }
             circumstances.is_takeover = true;
+            tried += 1;
             // Anew each time: whoever gave no answer is not among them any more.
-            next = self.desk(&wish.digest).await;
+            next = match tried < TRIES {
+                true => self.desk(&wish.digest).await,
+                false => None,
+            };
         }
         debug!(digest = %wish.digest, "nobody to ask: leads");
         Advice::Lead {
