@@ -268,7 +268,10 @@ async fn pull(members: &[Arc<Member>], me: usize, digest: &Digest) -> Pulled {
             Advice::Wait { pause, .. } => sleep(pause).await,
             Advice::Follow { parent, .. } => {
                 let id = parent.id.clone();
-                let part = Part::Follows { parent: id.clone() };
+                let part = Part::Follows {
+                    parent: id.clone(),
+                    is_queued: false,
+                };
                 let first_byte = None;
                 let growing = Growing { part, first_byte };
                 member.parts().insert(digest.clone(), growing);

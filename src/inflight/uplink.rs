@@ -165,10 +165,12 @@ pub fn free<'a>(children: impl Iterator<Item = &'a Reading>, digest: &Digest, no
         fresh += u32::from(now.saturating_duration_since(child.since) < FRESH);
         of_digest += u32::from(child.digest == *digest);
     }
+    // Who gives each byte once gives no more than it gets: a first reader of a layer is always one that the uplink carries.
+    let first = u32::from(of_digest == 0);
     FANOUT
         .saturating_sub(of_digest)
         .min(MAX_CHILDREN.saturating_sub(all))
-        .min(MAX_FRESH.saturating_sub(fresh))
+        .min(MAX_FRESH.saturating_sub(fresh).max(first))
 }
 
 /// What was sent lately. Pure: times come in.
@@ -249,8 +251,15 @@ mod tests {
                 1,
             ),
             (
-                "three that have just come",
+                "three that have just come, none of them for this",
                 ["b", "c", "d"]
+                    .map(|name| child(begin + Duration::from_millis(600), name, &[]))
+                    .into(),
+                1,
+            ),
+            (
+                "three that have just come, one of them for this",
+                ["a", "c", "d"]
                     .map(|name| child(begin + Duration::from_millis(600), name, &[]))
                     .into(),
                 0,

@@ -296,6 +296,29 @@ impl Flight {
         })
     }
 
+    /// Whether containerd, which downloads a few layers of `image` at a time, could be getting another one than `digest`: one
+    /// that somebody is getting, or that it has not asked for yet.
+    async fn keeps_another_waiting(&self, digest: &Digest, image: &str) -> bool {
+        let Some(blobs) = self.0.images.blobs(image) else {
+            return true;
+        };
+        let unknown: Vec<&Digest> = {
+            let parts = self.parts();
+            let mut others = parts.iter().filter(|(other, _)| *other != digest);
+            if others.any(|(_, part)| part.image == image && part.is_kept_waiting()) {
+                return true;
+            }
+            let is_unknown = |blob: &&Digest| !parts.contains_key(*blob);
+            blobs.iter().filter(is_unknown).collect()
+        };
+        for blob in unknown {
+            if !matches!(self.0.store.open(blob).await, Ok(Some(_))) {
+                return true;
+            }
+        }
+        false
+    }
+
     fn role(&self, digest: &Digest) -> Option<Role> {
         self.parts().get(digest).map(|part| part.role.clone())
     }

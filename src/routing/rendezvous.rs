@@ -106,13 +106,10 @@ pub struct Standing {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Part {
     /// From the registry. Queued: its containerd fetches something else first.
-    Leads {
-        lease: u64,
-        is_queued: bool,
-    },
-    Follows {
-        parent: PeerId,
-    },
+    Leads { lease: u64, is_queued: bool },
+    /// From another node of this flight. Queued: no request is in hand that could get it. containerd 2.x is sent back while it
+    /// waits for a first byte, and comes again when it has a place for that layer, after seconds perhaps.
+    Follows { parent: PeerId, is_queued: bool },
     /// From somebody who has it whole. Where those who have it are busy, others can follow this one.
     Takes,
     /// Wholly here.

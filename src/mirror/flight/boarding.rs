@@ -21,9 +21,11 @@ use crate::routing::{Peer, PeerId};
 
 /// How long a parent is asked to hold a request for its first byte. It must come back before the parent could be replaced.
 const HOLD: Duration = Duration::from_millis(800);
-/// containerd 2.x is sent back after this, so that the permit that its request holds goes to other layers. A fresh leader's
-/// first MiB takes 0.1 to 0.5 s with 50 MB/s for five nodes (measured).
+/// containerd 2.x is sent back after this, so that the permit that its request holds goes to other layers, if there are any
+/// that it could get. A fresh leader's first MiB takes 0.1 to 0.5 s with 50 MB/s for five nodes (measured).
 const POSTPONE: Duration = Duration::from_millis(600);
+/// From then on it is looked this often whether there are.
+const QUEUED_HOLD: Duration = Duration::from_millis(200);
 /// Instead of [`LIMIT`], from the request on. containerd 2.x downloads three layers at a time: a layer that its leader has in
 /// its queue comes when it comes, and to go to the registry for it costs a copy and gains nothing. Bounded all the same.
 const LIMIT_QUEUED: Duration = Duration::from_secs(30);
@@ -151,11 +153,18 @@ impl Boarding {
                     return Err(Alone::Leads { lease });
                 }
                 Some(Step::Again(pause)) => {
-                    if self.puller.may_ask_again && waited >= POSTPONE {
+                    if self.puller.may_ask_again
+                        && waited >= POSTPONE
+                        && self
+                            .flight
+                            .keeps_another_waiting(&self.digest, &self.image)
+                            .await
+                    {
                         return Err(Alone::Later);
                     }
                     sleep_until(self.deadline().min(Instant::now() + pause)).await;
                 }
+                None if self.puller.may_ask_again => return Err(Alone::Later),
                 None => {
                     info!(digest = %self.digest, ?waited, "nobody brings it: this node goes to the registry");
                     self.flight.0.metrics.missed.inc();
@@ -305,7 +314,7 @@ impl Boarding {
             part.becomes(Role::Follows { parent: id }, Instant::now());
         });
         let may_wait = match self.puller.may_ask_again {
-            true => POSTPONE.saturating_sub(began.elapsed()).max(BREATH),
+            true => POSTPONE.saturating_sub(began.elapsed()).max(QUEUED_HOLD),
             false => HOLD,
         };
         let growing = Ask {
@@ -434,13 +443,22 @@ mod tests {
     fn node(
         ingests: &FakeIngests,
         router: FakeRouter,
+        said: (Advice, Duration),
+    ) -> (Mirror, Flight) {
+        holding(FakeStore::default(), ingests, router, said)
+    }
+
+    fn holding(
+        store: FakeStore,
+        ingests: &FakeIngests,
+        router: FakeRouter,
         (advice, after): (Advice, Duration),
     ) -> (Mirror, Flight) {
         let root = ContentRoot::known(ingests.root().to_owned());
         let metrics = prometheus::Registry::new();
         let parts = Parts {
             rendezvous: Arc::new(Oracle { advice, after }),
-            store: Arc::new(FakeStore::default()),
+            store: Arc::new(store),
             inflight: Inflight::new(root, "k8s.io".into()),
             uplink: Uplink::default(),
             sharing: InFlightSharing::Auto,
@@ -693,6 +711,64 @@ mod tests {
             "{manifest:?}"
         );
         [took, began.elapsed()]
+    }
+
+    /// For how long a request of containerd 2.x that may ask again is kept while its leader has the layer in its queue. The
+    /// image has another layer, of which `known` says what is known.
+    async fn kept(known: Option<Known>) -> Duration {
+        let (ingests, store) = (FakeIngests::new(), FakeStore::default());
+        let [digest, other] = [b"layer", b"other"].map(|name| Digest::sha256(name));
+        let layers = format!(r#"[{{"digest":"{digest}"}},{{"digest":"{other}"}}]"#);
+        let manifest = store.add_blob(format!(r#"{{"schemaVersion":2,"layers":{layers}}}"#));
+        if known == Some(Known::Here) {
+            store.add_blob("other");
+        }
+        let router = FakeSwarm::new().join(([10, 0, 0, 1], 5000).into());
+        let (mirror, flight) = holding(store, &ingests, router, (wait(true), Duration::ZERO));
+        let mut wanted = wanted(&digest, Generation::Two);
+        wanted.puller.may_ask_again = true;
+        flight.asked_for_manifest(&wanted.puller.image, &manifest);
+        if let Some(Known::Asked { leads_at, in_hand }) = known {
+            let image = flight.0.images.of(&wanted.puller.image, &other).await;
+            let aboard = flight.aboard(&other, &wanted.puller, image);
+            flight.change(&other, |part| part.progress.offset = leads_at);
+            // As long as the other request is in hand.
+            std::mem::forget(aboard.filter(|_| in_hand));
+        }
+        let began = Instant::now();
+        let blob = mirror.blob(wanted, None).await.err();
+        assert!(matches!(blob, Some(FetchError::Later(_))), "{blob:?}");
+        began.elapsed()
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Known {
+        Here,
+        /// containerd has asked for it, or asks now; whoever leads has so many bytes.
+        Asked {
+            leads_at: u64,
+            in_hand: bool,
+        },
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_2x_is_sent_back_from_its_leaders_queue_where_it_could_get_another_layer() {
+        let asked = |leads_at, in_hand| Some(Known::Asked { leads_at, in_hand });
+        for (known, expected) in [
+            (None, POSTPONE),
+            (asked(1 << 20, false), POSTPONE),
+            (asked(1 << 20, true), LIMIT_QUEUED),
+            (asked(0, false), LIMIT_QUEUED),
+            (Some(Known::Here), LIMIT_QUEUED),
+        ] {
+            let took = kept(known).await;
+            // It is looked so often.
+            let late = took.saturating_sub(expected);
+            assert!(
+                took >= expected && late <= QUEUED_HOLD,
+                "{known:?}: {took:?}"
+            );
+        }
     }
 
     fn wait(is_queued: bool) -> Advice {

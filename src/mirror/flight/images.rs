@@ -83,6 +83,16 @@ impl Images {
         image.to_string()
     }
 
+    /// What an image lists whose name came from [`Images::of`]. None where that is not known.
+    pub fn blobs(&self, image: &str) -> Option<Arc<HashSet<Digest>>> {
+        let (image, manifest) = image.split_once('@')?;
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = asked
+            .iter()
+            .find(|a| a.image == image && a.manifest.as_str() == manifest);
+        known?.blobs.clone()
+    }
+
     /// What a manifest lists. None where it is not here (yet).
     async fn learn(&self, image: &str, manifest: &Digest) -> Option<Arc<HashSet<Digest>>> {
         let blob = self.store.open(manifest).await.ok()??;

@@ -249,6 +249,7 @@ impl Part {
             }
             (_, Role::Follows { parent }) => Some(words::Part::Follows {
                 parent: parent.clone(),
+                is_queued: self.is_idle(now),
             }),
             (_, Role::Asks) => None,
         }
@@ -271,6 +272,13 @@ impl Part {
         !matches!(self.role, Role::Leads { .. })
             && self.requests == 0
             && now.saturating_duration_since(self.grew) > QUIET
+    }
+
+    /// No request for it is in hand, and somebody has more of it.
+    pub fn is_kept_waiting(&self) -> bool {
+        !matches!(self.role, Role::Leads { .. })
+            && self.requests == 0
+            && self.progress.offset > self.offset
     }
 
     /// Bytes per second.

@@ -80,6 +80,7 @@ pub enum Role {
     },
     Follows {
         parent: PeerId,
+        is_queued: bool,
     },
     /// From somebody who has it whole.
     Takes,
@@ -157,12 +158,28 @@ impl Entry {
         self.is_leading(now) || self.is_taking(now) || self.is_holding(now)
     }
 
+    /// It follows, and has no request in hand: nobody gets anything by it now.
+    fn is_queued(&self) -> bool {
+        matches!(
+            self.role,
+            Role::Follows {
+                is_queued: true,
+                ..
+            }
+        )
+    }
+
     /// It has just been told to follow `parent`.
     pub fn follows(&mut self, parent: &PeerId, now: Instant) {
         self.told = Some(now);
         self.role = Role::Follows {
             parent: parent.clone(),
+            is_queued: false,
         };
+    }
+
+    fn is_child(&self, parent: &PeerId, now: Instant) -> bool {
+        self.is_live(now) && self.parent() == Some(parent) && !self.is_queued()
     }
 
     pub fn promise(&mut self) {
@@ -179,7 +196,7 @@ impl Entry {
 
     fn parent(&self) -> Option<&PeerId> {
         match &self.role {
-            Role::Follows { parent } => Some(parent),
+            Role::Follows { parent, .. } => Some(parent),
             _ => None,
         }
     }
@@ -244,6 +261,12 @@ impl Flight {
         if let Some(entry) = self.entry_mut(&from.id) {
             entry.heard = now;
             entry.node = from.clone();
+            if let Role::Follows { is_queued, .. } = &mut entry.role
+                && std::mem::take(is_queued)
+            {
+                // It has come again, and has room for one at the least.
+                entry.free = entry.free.max(1);
+            }
             if entry.asked != wish.offset || entry.role == Role::Holds {
                 entry.asked = wish.offset;
                 entry.asking_since = now;
@@ -321,7 +344,17 @@ impl Flight {
         entry.offset = standing.offset;
         entry.rate = standing.rate;
         entry.node_rate = standing.node_rate;
-        entry.free = standing.free;
+        let is_late = entry.told.is_some_and(|at| now - at < ON_ITS_WAY);
+        let is_queued = matches!(
+            standing.part,
+            Part::Follows {
+                is_queued: true,
+                ..
+            }
+        );
+        if !(is_late && is_queued) {
+            entry.free = standing.free;
+        }
         entry.promised = 0;
         let mut is_sign = false;
         entry.role = match &standing.part {
@@ -340,11 +373,11 @@ impl Flight {
                     is_queued: *is_queued,
                 }
             }
-            Part::Follows { parent } => {
-                let is_late = entry.told.is_some_and(|at| now - at < ON_ITS_WAY);
+            Part::Follows { parent, is_queued } => {
                 let parent = entry.parent().filter(|_| is_late).unwrap_or(parent);
                 Role::Follows {
                     parent: parent.clone(),
+                    is_queued: *is_queued && !is_late,
                 }
             }
             Part::Takes => {
@@ -539,17 +572,16 @@ impl Flight {
         true
     }
 
+    /// Who takes it from `id`, or waits there for a first byte. Not those whose containerd has it in its queue: of those that came
+    /// again before them two became children of who led, whose link then carried each byte twice (measured).
     pub fn children(&self, id: &PeerId, now: Instant) -> u32 {
-        let children = self
-            .entries
-            .iter()
-            .filter(|entry| entry.is_live(now) && entry.parent() == Some(id));
+        let children = self.entries.iter().filter(|it| it.is_child(id, now));
         children.count() as u32
     }
 
     /// The same without `asker`, whose own place there is taken by nobody else.
     fn others(&self, id: &PeerId, asker: &PeerId, now: Instant) -> u32 {
-        let is_there = |entry: &Entry| entry.is_live(now) && entry.parent() == Some(id);
+        let is_there = |entry: &Entry| entry.is_child(id, now);
         self.children(id, now) - u32::from(self.entry(asker).is_some_and(is_there))
     }
 
@@ -612,6 +644,7 @@ impl Flight {
                 // It has not said where it is, or nowhere where a node can be.
                 || entry.node.registry.is_empty()
                 || !entry.is_live(now)
+                || entry.is_queued()
                 || self.is_bad(&asker.id, id, now)
                 || self.is_below(id, &asker.id)
             {

@@ -308,6 +308,7 @@ impl Table {
             },
             Advice::Follow { parent, .. } => Part::Follows {
                 parent: parent.id.clone(),
+                is_queued: false,
             },
             Advice::Wait { .. } => return,
         };

@@ -538,7 +538,8 @@ fn standing(standing: &Standing, of: Option<&Peer>) -> StandingMessage {
             message.is_queued = *is_queued;
             PartKind::Leads
         }
-        Part::Follows { parent } => {
+        Part::Follows { parent, is_queued } => {
+            message.is_queued = *is_queued;
             message.parent = parent.to_string();
             PartKind::Follows
         }
@@ -563,6 +564,8 @@ fn read_standing(message: &StandingMessage) -> Option<Standing> {
         },
         PartKind::Follows => Part::Follows {
             parent: name(&message.parent)?,
+            // An older node says that it has no room, and nothing of this.
+            is_queued: message.is_queued,
         },
         PartKind::Takes => Part::Takes,
         PartKind::Holds => Part::Holds,

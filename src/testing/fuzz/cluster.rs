@@ -83,6 +83,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         },
         Part::Follows {
             parent: peer.id.clone(),
+            is_queued: true,
         },
         Part::Takes,
         Part::Holds,

@@ -68,8 +68,8 @@ fn leads(offset: u64) -> Standing {
 }
 
 fn follows(parent: &str, offset: u64) -> Standing {
-    let parent = PeerId::new(parent);
-    standing(Part::Follows { parent }, offset)
+    let (parent, is_queued) = (PeerId::new(parent), false);
+    standing(Part::Follows { parent, is_queued }, offset)
 }
 
 impl World {
@@ -713,6 +713,41 @@ fn a_chain_that_waits_for_its_first_byte_stays_as_it_is() {
     for n in [2, 1, 3, 7, 6, 4, 5] {
         let said = world.ask(&format!("n{n}"), &wish(0));
         assert_eq!(parent(&said), Some(format!("n{}", n - 1).as_str()), "n{n}");
+    }
+}
+
+/// containerd 2.x is sent back while it waits for a first byte, and comes again when it has a place for that layer.
+#[test]
+fn who_was_sent_back_has_no_place_until_it_comes_again() {
+    let mut world = World::new();
+    assert!(is_lead(&world.ask("n0", &wish(0))));
+    for (name, above) in ["n1", "n2", "n3", "n4", "n5"]
+        .iter()
+        .zip(["n0", "n1", "n2", "n3", "n4"])
+    {
+        assert_eq!(parent(&world.ask(name, &wish(0))), Some(above));
+    }
+    let sent_back = |n: u32| {
+        let parent = PeerId::new(format!("n{}", n - 1));
+        let is_queued = true;
+        Standing {
+            rate: 0,
+            free: 0,
+            ..standing(Part::Follows { parent, is_queued }, 0)
+        }
+    };
+    world.pass(600);
+    world.report("n0", leads(0));
+    for n in 1..6 {
+        world.report(&format!("n{n}"), sent_back(n));
+    }
+
+    for (n, above) in [(4, "n0"), (2, "n4"), (5, "n2"), (1, "n5"), (3, "n1")] {
+        let name = format!("n{n}");
+        assert_eq!(parent(&world.ask(&name, &wish(0))), Some(above), "{name}");
+        world.pass(20);
+        // It was on its way.
+        world.report(&name, sent_back(n));
     }
 }
 

@@ -86,7 +86,10 @@ fn questions() -> Vec<(&'static str, Question)> {
             is_queued: true,
         })
     };
-    let follows = Part::Follows { parent: one().id };
+    let follows = Part::Follows {
+        parent: one().id,
+        is_queued: false,
+    };
     vec![
         ("ask", Question::Ask(wish, circumstances)),
         (
