@@ -32,6 +32,10 @@ pub struct Options {
     /// After so many seconds what is left of the swarm is looked at again.
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     pub heal: u64,
+    /// So long nobody does anything before the lookups, and what that costs is told. Connections that are not used end after
+    /// a minute: after two of them lookups begin without any.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub idle: u64,
     /// Nodes that join in each second.
     #[arg(long, default_value_t = 10.0, value_name = "NUMBER", value_parser = positive)]
     pub joins: f64,
@@ -75,6 +79,7 @@ impl Options {
             format!("--lookups={}", self.lookups),
             format!("--dead={}", self.dead),
             format!("--heal={}", self.heal),
+            format!("--idle={}", self.idle),
             format!("--joins={}", self.joins),
             format!("--seed={}", self.seed),
             "--json".to_owned(),

@@ -14,6 +14,8 @@ pub struct Outcome {
     /// Seconds.
     pub heal: u64,
     pub joined: Joined,
+    /// None where nobody was to be idle.
+    pub idle: Option<Idle>,
     pub hit: Looked,
     pub miss: Looked,
     pub told: Vec<Told>,
@@ -32,6 +34,17 @@ pub struct Joined {
     pub mib: f64,
     /// The routing table of the one in the middle.
     pub table: usize,
+}
+
+/// While nobody does anything. Of one node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Idle {
+    /// Of one core, out of 1.
+    pub cpu: f64,
+    /// Connections that it opens in a minute.
+    pub dials: f64,
+    /// At the end.
+    pub connections: f64,
 }
 
 /// Lookups of one kind: milliseconds, and means of one lookup.
@@ -113,6 +126,19 @@ fn rows(outcome: &Outcome) -> Vec<Row> {
         Row::new("connections of a node then", 0, |o| o.joined.connections),
         Row::new("memory of a node, MiB", 1, |o| o.joined.mib),
     ];
+    if outcome.idle.is_some() {
+        type Figure = fn(&Idle) -> f64;
+        let figures: [(&str, usize, Figure); 3] = [
+            ("idle: CPU of each node, % of a core", 2, |idle| {
+                idle.cpu * 100.0
+            }),
+            ("idle: dials of a node in a minute", 1, |idle| idle.dials),
+            ("idle: connections of a node", 0, |idle| idle.connections),
+        ];
+        rows.extend(figures.map(|(what, digits, of)| {
+            Row::new(what, digits, move |o| o.idle.as_ref().map_or(0.0, of))
+        }));
+    }
     type Lookups = fn(&Outcome) -> &Looked;
     let kinds: [(&str, Lookups); 2] = [("hit", |o| &o.hit), ("miss", |o| &o.miss)];
     for (kind, of) in kinds {

@@ -17,7 +17,7 @@ use rand::seq::{IteratorRandom as _, SliceRandom as _};
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::options::Options;
-use crate::outcome::{Afterwards, Joined, Looked, Outcome, Told};
+use crate::outcome::{Afterwards, Idle, Joined, Looked, Outcome, Told};
 
 /// First peers that a node is given, as DNS gives it some.
 const SEEDS: usize = 3;
@@ -56,6 +56,7 @@ pub async fn measure(options: &Options, nodes: usize) -> Result<Outcome> {
     };
     let joined = swarm.join(nodes).await?;
     swarm.hold(nodes).await?;
+    let idle = swarm.idle().await;
     swarm.say("lookups");
     let hit = swarm.look(true).await?;
     let miss = swarm.look(false).await?;
@@ -69,6 +70,7 @@ pub async fn measure(options: &Options, nodes: usize) -> Result<Outcome> {
         dead: swarm.dead.len(),
         heal: options.heal,
         joined,
+        idle,
         hit,
         miss,
         told,
@@ -120,11 +122,7 @@ impl Swarm {
             }
         }
         let seconds = began.elapsed().as_secs_f64();
-        let connections: usize = self
-            .nodes
-            .iter()
-            .map(|node| node.peers_in("connected"))
-            .sum();
+        let connections = self.connections();
         let mib = (resident().saturating_sub(before)) as f64 / f64::from(1 << 20);
         self.say("know each other, and come to rest");
         // What it says is in the outcome.
@@ -141,9 +139,31 @@ impl Swarm {
             seconds,
             cpu: each((cpu() - spent).as_secs_f64()),
             requests: each(self.requests("FindNode") as f64),
-            connections: each(connections as f64),
+            connections,
             mib: each(mib.max(rested)),
             table: tables[nodes / 2],
+        })
+    }
+
+    /// Of a node.
+    fn connections(&self) -> f64 {
+        let connected = self.nodes.iter().map(|node| node.peers_in("connected"));
+        connected.sum::<usize>() as f64 / self.nodes.len() as f64
+    }
+
+    async fn idle(&self) -> Option<Idle> {
+        let seconds = self.options.idle;
+        if seconds == 0 {
+            return None;
+        }
+        self.say("are idle");
+        let (spent, count) = (cpu(), self.count());
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        let of_node = (self.nodes.len() as u64 * seconds) as f64;
+        Some(Idle {
+            cpu: (cpu() - spent).as_secs_f64() / of_node,
+            dials: (self.count() - count).dials as f64 * 60.0 / of_node,
+            connections: self.connections(),
         })
     }
 

@@ -8,13 +8,16 @@ fn options(words: &str) -> Options {
 
 #[test]
 fn a_small_swarm_finds_who_lives_when_some_have_died() {
-    let options = options("--nodes 24 --keys 5,50 --lookups 30 --heal 1 --joins 100 --seed 7");
+    let options =
+        options("--nodes 24 --keys 5,50 --lookups 30 --heal 1 --idle 1 --joins 100 --seed 7");
 
     let outcome = one(&options, 24).unwrap();
 
     assert_eq!((outcome.nodes, outcome.dead), (24, 7));
     assert!(outcome.joined.table >= 20, "{:?}", outcome.joined);
     assert!(outcome.joined.connections > 0.0 && outcome.joined.mib > 0.0);
+    let idle = outcome.idle.as_ref().expect("they were");
+    assert!(idle.cpu > 0.0 && idle.connections > 0.0, "{idle:?}");
     // One of thirty may have come while it was not settled.
     assert!(outcome.hit.wrong < 0.05, "{:?}", outcome.hit);
     assert!(outcome.miss.wrong == 0.0, "{:?}", outcome.miss);
@@ -30,6 +33,7 @@ fn a_small_swarm_finds_who_lives_when_some_have_died() {
     let table = outcome::markdown(&[outcome, again]);
     for line in [
         "| nodes | 24 | 24 | grows as |",
+        "| idle: CPU of each node, % of a core |",
         "| 29 % dead: a living holder found, % |",
     ] {
         assert!(table.contains(line), "{table}");
@@ -38,8 +42,9 @@ fn a_small_swarm_finds_who_lives_when_some_have_died() {
 
 #[test]
 fn a_process_of_its_own_is_asked_for_the_same() {
-    let all =
-        options("--nodes 10,20 --keys 1,2 --lookups 3 --dead 20 --heal 4 --joins 5.5 --seed 6");
+    let all = options(
+        "--nodes 10,20 --keys 1,2 --lookups 3 --dead 20 --heal 4 --idle 8 --joins 5.5 --seed 6",
+    );
 
     let mut words = vec!["swarm".to_owned()];
     words.extend(all.of_one(20));
@@ -47,7 +52,7 @@ fn a_process_of_its_own_is_asked_for_the_same() {
 
     assert_eq!((one.nodes, one.json, one.quiet), (vec![20], true, true));
     assert_eq!((one.keys, one.lookups, one.dead), (vec![1, 2], 3, 20));
-    assert_eq!((one.heal, one.joins, one.seed), (4, 5.5, 6));
+    assert_eq!((one.heal, one.idle, one.joins, one.seed), (4, 8, 5.5, 6));
 }
 
 #[test]
