@@ -31,7 +31,7 @@ use crate::membership::Members;
 pub const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/spegel/kad/1.0.0");
 
 /// Kademlia's k, as Spegel's nodes have it.
-const REPLICATION: NonZeroUsize = NonZeroUsize::new(20).expect("20 is not 0");
+pub const REPLICATION: NonZeroUsize = NonZeroUsize::new(20).expect("20 is not 0");
 
 /// Lookups end much sooner by themselves. This bounds announcements: libp2p waits 10 s for a peer that hangs, and a
 /// busy swarm takes a while, so it leaves room for two of those.
@@ -101,6 +101,8 @@ pub fn swarm(
         .set_provider_publication_interval(None)
         .set_publication_interval(None)
         .set_replication_interval(None)
+        // Who may come into the routing table is decided where peers say who they are (`events`).
+        .set_kbucket_inserts(kad::BucketInserts::Manual)
         // Every bootstrap refreshes every bucket, hundreds of requests per node; the event loop knows when.
         .set_periodic_bootstrap_interval(None);
     let mut kad = kad::Behaviour::with_config(me, store, config);

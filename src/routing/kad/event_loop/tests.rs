@@ -1,8 +1,10 @@
 use libp2p::kad::ProviderRecord;
 use libp2p::kad::store::RecordStore;
 
+use super::super::behaviour::REPLICATION;
 use super::super::records::RECORD_LIFE;
 use super::super::{Config, bind};
+use super::events::has_place;
 use super::*;
 use crate::readiness::Readiness;
 
@@ -43,4 +45,29 @@ async fn what_has_expired_is_dropped_without_anybody_asking_for_it() {
     assert!(event_loop.wake_at() <= now + RECORD_LIFE);
     event_loop.work(now + RECORD_LIFE + SWEEP);
     assert_eq!(event_loop.swarm.behaviour_mut().kad.store_mut().remote(), 0);
+}
+
+#[tokio::test]
+async fn who_has_a_place_keeps_it_and_nobody_else_comes_into_a_full_bucket() {
+    let mut event_loop = event_loop().await;
+    let kad = &mut event_loop.swarm.behaviour_mut().kad;
+    // Half of all nodes are in the furthest bucket.
+    let mut peers: Vec<PeerId> = Vec::new();
+    while peers.len() <= REPLICATION.get() {
+        let peer = PeerId::random();
+        let bucket = kad.kbucket(peer).expect("another node");
+        if bucket.range().0.ilog2() == Some(255) {
+            peers.push(peer);
+        }
+    }
+    let newcomer = peers.pop().expect("one too many");
+    for peer in &peers {
+        assert!(has_place(kad, *peer));
+        kad.add_address(peer, "/ip4/127.0.0.2/tcp/5001".parse().unwrap());
+    }
+
+    assert!(!has_place(kad, newcomer));
+    assert!(peers.iter().all(|peer| has_place(kad, *peer)));
+    kad.remove_peer(&peers[7]);
+    assert!(has_place(kad, newcomer));
 }
