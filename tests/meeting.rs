@@ -14,13 +14,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::future::join_all;
-use libp2p::kad::store::MemoryStore;
 use libp2p::kad::{KBucketKey, RecordKey};
-use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
-use libp2p::{SwarmBuilder, identify, kad, noise, tcp, yamux};
-use nodes::{KadCluster, Node, config, multiaddr};
+use nodes::other::Other;
+use nodes::{KadCluster, Node, config};
 use peili::oci::Digest;
 use peili::routing::bootstrap::Bootstrap;
 use peili::routing::kad::Kad;
@@ -101,61 +98,11 @@ async fn where_a_node_stands_is_told_wherever_it_is_named() {
     assert_eq!(answered.await.unwrap(), cluster.peer(2));
 }
 
-/// A node of the DHT that knows no messages, as Spegel's are.
-#[derive(NetworkBehaviour)]
-struct Other {
-    kad: kad::Behaviour<MemoryStore>,
-    identify: identify::Behaviour,
-}
-
-/// Runs such a node beside `seed`; returns its name.
-async fn other(seed: libp2p::Multiaddr) -> PeerId {
-    const KAD: libp2p::StreamProtocol = libp2p::StreamProtocol::new("/spegel/kad/1.0.0");
-    let mut swarm = SwarmBuilder::with_new_identity()
-        .with_tokio()
-        .with_tcp(
-            tcp::Config::default(),
-            noise::Config::new,
-            yamux::Config::default,
-        )
-        .unwrap()
-        .with_behaviour(|key| {
-            let me = key.public().to_peer_id();
-            let config = kad::Config::new(KAD);
-            let mut kad = kad::Behaviour::with_config(me, MemoryStore::new(me), config);
-            kad.set_mode(Some(kad::Mode::Server));
-            // What it says of itself is no zone: it is not ours.
-            let identify = identify::Config::new("spegel/1".into(), key.public())
-                .with_agent_version("spegel/1;zone=north".into());
-            Other {
-                kad,
-                identify: identify::Behaviour::new(identify),
-            }
-        })
-        .unwrap()
-        .build();
-    let at = multiaddr("127.0.0.60:0".parse().unwrap());
-    swarm.listen_on(at).unwrap();
-    let id = swarm.local_peer_id().to_base58();
-    let (listens, address) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        let mut listens = Some(listens);
-        loop {
-            if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
-                swarm.add_external_address(address);
-                swarm.dial(seed.clone()).unwrap();
-                let _ = listens.take().map(|listens| listens.send(()));
-            }
-        }
-    });
-    address.await.unwrap();
-    PeerId::new(id)
-}
-
 #[tokio::test]
 async fn a_node_that_knows_no_messages_is_a_stranger_and_is_not_named() {
     let cluster = KadCluster::of(3).await;
-    let stranger = other(cluster.0[0].address()).await;
+    let stranger = Other::start("127.0.0.60", Some(cluster.0[0].address()));
+    let stranger = stranger.await.id();
     cluster.0[0].knows(3).await;
 
     let message = Bytes::from_static(b"hello");

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use nodes::other::Other;
 use nodes::{KadCluster, Node, REGISTRY, config, multiaddr};
 use peili::readiness::Readiness;
 use peili::routing::Router;
@@ -213,6 +214,28 @@ async fn a_node_that_lost_everybody_looks_for_them_at_once() {
         cluster.0.iter().all(known).then_some(())
     })
     .await;
+}
+
+/// Its first search met somebody who knew nobody yet, as those do who came in the same moment.
+#[tokio::test]
+async fn a_node_that_knows_few_asks_them_again_whom_they_know() {
+    let (first, late) = (
+        Other::start("127.0.0.61", None).await,
+        Other::start("127.0.0.62", None).await,
+    );
+    let node = Node::start(0, Some(Bootstrap::Static(vec![first.address.clone()]))).await;
+    // Nothing is told before the first search is over.
+    node.kad.advertise(vec![content("layer")]).await.unwrap();
+    eventually("its first search is over", async || {
+        let told = "peili_announcements_total{result=\"ok\"}";
+        (counter(&node.metrics(), told) == 1).then_some(())
+    })
+    .await;
+    assert_eq!(node.peers_in("known"), 1);
+
+    first.knows(&late);
+
+    node.knows(2).await;
 }
 
 #[tokio::test]

@@ -121,6 +121,8 @@ pub struct EventLoop {
     phase: Phase,
     /// When others are called beside those who are silent.
     beside_at: Option<Instant>,
+    /// The last search for who stands beside this node, while few are known.
+    around: Option<QueryId>,
     /// What was last said of the way to the first peers.
     trouble: Option<String>,
     known: KnownPeers,
@@ -196,6 +198,7 @@ impl EventLoop {
             joining: Joining::new(now),
             phase: Phase::Waiting,
             beside_at: None,
+            around: None,
             trouble: None,
             known: parts.known,
             is_closed: parts.is_closed,

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::super::addresses::multiaddr;
+use super::super::behaviour::REPLICATION;
 use super::super::joining::{Awaiting, Outcome, Round};
 use super::EventLoop;
 use crate::routing::bootstrap::{BootstrapError, Found};
@@ -24,6 +25,9 @@ const BESIDE: Duration = Duration::from_millis(500);
 
 /// How many others at once.
 const BATCH: usize = 3;
+
+/// Who knows fewer may have a place in no other table. As many are named in one answer.
+const FEW: usize = REPLICATION.get();
 
 /// Where the way into the swarm stands.
 pub(super) enum Phase {
@@ -184,6 +188,7 @@ impl EventLoop {
         if nobody && self.table == 0 && self.leaving.is_none() {
             self.call_known();
         }
+        self.ask_around(now);
         match self.joining.over(outcome, self.table, now, &mut self.rng) {
             Awaiting::Nobody => {
                 if self.readiness.take().is_some() && self.table == 0 {
@@ -203,6 +208,24 @@ impl EventLoop {
             }
             Awaiting::APeer => {}
         }
+    }
+
+    /// Asks those who are known who else stands beside this node, while they are few. A first search may have met newcomers
+    /// only, or nodes that had too much to do, and in a swarm of many nobody else comes to name this one to it. In a small
+    /// cluster that is a request to each other node, two to four times a minute.
+    fn ask_around(&mut self, now: Instant) {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let is_asking = self.around.is_some_and(|query| kad.query(&query).is_some());
+        if self.leaving.is_some() || !self.settled || is_asking {
+            return;
+        }
+        if (1..FEW).contains(&self.table) {
+            let me = *self.swarm.local_peer_id();
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            self.around = Some(kad.get_closest_peers(me));
+        }
+        // The table may have grown too soon after it was last refreshed.
+        self.count_peers(now);
     }
 
     fn await_because(&self, why: &str) {
