@@ -448,6 +448,7 @@ mod tests {
         holding(FakeStore::default(), ingests, router, said)
     }
 
+    /// The same with a store of its own.
     fn holding(
         store: FakeStore,
         ingests: &FakeIngests,

@@ -249,7 +249,8 @@ impl Part {
             }
             (_, Role::Follows { parent }) => Some(words::Part::Follows {
                 parent: parent.clone(),
-                is_queued: self.is_idle(now),
+                // One that has it all and is checking it gives it to whoever asks.
+                is_queued: !matches!(seen, Seen::Checked(_)) && self.is_idle(now),
             }),
             (_, Role::Asks) => None,
         }
@@ -412,6 +413,27 @@ mod tests {
             !part.is_slow(4 * MIB, false, now + STILL),
             "it stands still, which is another's to mend"
         );
+    }
+
+    #[test]
+    fn who_follows_with_no_request_in_hand_is_queued_unless_all_of_it_is_there() {
+        let all = Seen::Checked(100 * MIB);
+        for (case, requests, seen, expected) in [
+            ("it was sent back", 0, None, true),
+            ("it waits for its source", 1, None, false),
+            ("containerd checks it", 0, Some(all), false),
+        ] {
+            let (mut part, now) = following(4, 50);
+            part.requests = requests;
+            let seen = seen.unwrap_or(Seen::Growing(part.offset));
+            // What is new is a sign of life for a moment.
+            part.look(seen, true, now);
+            let said = part.look(seen, true, now + QUIET + QUIET);
+            let Some(words::Part::Follows { is_queued, .. }) = said else {
+                panic!("{case}: {said:?}");
+            };
+            assert_eq!(is_queued, expected, "{case}");
+        }
     }
 
     #[test]
