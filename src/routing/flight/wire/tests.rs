@@ -227,3 +227,13 @@ fn what_a_later_release_may_ask_answer_or_be_is_refused_or_taken_for_the_least()
     let read = read_standing(&stands).unwrap();
     assert_eq!((read.part, read.generation), (Part::Gone, Generation::Two));
 }
+
+#[test]
+fn who_follows_and_was_sent_back_says_so() {
+    for is_queued in [false, true] {
+        let parent = one().id;
+        let said = standing(Part::Follows { parent, is_queued });
+        let message = super::standing(&said, None);
+        assert_eq!(read_standing(&message), Some(said));
+    }
+}
