@@ -364,10 +364,7 @@ pub(super) fn has_place(kad: &mut kad::Behaviour<Store>, peer: PeerId) -> bool {
     let Some(bucket) = kad.kbucket(peer) else {
         return false;
     };
-    bucket.num_entries() < REPLICATION.get()
-        || bucket
-            .iter()
-            .any(|entry| *entry.node.key.preimage() == peer)
+    bucket.num_entries() < REPLICATION.get() || !table_addresses(kad, peer).is_empty()
 }
 
 fn table_addresses(kad: &mut kad::Behaviour<Store>, peer: PeerId) -> Vec<Multiaddr> {

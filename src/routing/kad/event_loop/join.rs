@@ -214,14 +214,13 @@ impl EventLoop {
     /// only, or nodes that had too much to do, and in a swarm of many nobody else comes to name this one to it. In a small
     /// cluster that is a request to each other node, two to four times a minute.
     fn ask_around(&mut self, now: Instant) {
+        let me = *self.swarm.local_peer_id();
         let kad = &mut self.swarm.behaviour_mut().kad;
         let is_asking = self.around.is_some_and(|query| kad.query(&query).is_some());
         if self.leaving.is_some() || !self.settled || is_asking {
             return;
         }
         if (1..FEW).contains(&self.table) {
-            let me = *self.swarm.local_peer_id();
-            let kad = &mut self.swarm.behaviour_mut().kad;
             self.around = Some(kad.get_closest_peers(me));
         }
         // The table may have grown too soon after it was last refreshed.
