@@ -331,6 +331,7 @@ impl App {
                     basic_auth: self.basic_auth,
                     door: self.members.clone().map(|it| Door::new(it, &swarm.me())),
                     uploads: self.uploads,
+                    verified: Default::default(),
                     inflight: self.inflight.clone(),
                     uplink: self.uplink,
                 }),

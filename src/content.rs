@@ -112,6 +112,15 @@ impl Blob {
         self.size
     }
 
+    /// Whether the store still has it, as far as an open file tells: one that was deleted has no name. False for what is no file.
+    /// Never waits.
+    pub fn is_held(&self) -> bool {
+        match &self.bytes {
+            BlobBytes::File(file) => regular_file::has_name(file),
+            BlobBytes::Reader(_) => false,
+        }
+    }
+
     /// The bytes of `range`, in order and not more. A blob that turns out to be shorter ends with an error.
     pub fn read(&self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         self.send(range, &FileSender::default())

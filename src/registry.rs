@@ -14,6 +14,7 @@ mod growing;
 pub mod heard;
 mod manifest;
 pub mod uploads;
+pub mod verified;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ use door::Door;
 use error::{Error, Miss};
 use heard::Heard;
 use uploads::Uploads;
+use verified::Verified;
 
 static DIGEST: HeaderName = HeaderName::from_static(DOCKER_CONTENT_DIGEST);
 static NAMESPACE: HeaderName = HeaderName::from_static(OCI_NAMESPACE);
@@ -69,6 +71,8 @@ pub struct Registry {
     /// Who is a peer; None: who says so.
     pub door: Option<Door>,
     pub uploads: Uploads,
+    /// Manifests that are asked for again and again.
+    pub verified: Verified,
     /// What containerd is still writing here, for peers that would take it.
     pub inflight: Inflight,
     /// Who of them is taking it.

@@ -43,6 +43,11 @@ pub fn open_cached(path: &Path) -> Option<io::Result<Option<(File, u64)>>> {
     }
 }
 
+/// Whether it still stands in a directory, this or another: what was deleted stays readable for whoever has it open.
+pub fn has_name(file: &File) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink > 0)
+}
+
 /// Fills `buffer` with the bytes at `offset`, if all of them are in memory.
 pub fn read_cached(file: &File, offset: u64, buffer: &mut [u8]) -> bool {
     let length = buffer.len();

@@ -108,6 +108,25 @@ async fn a_name_that_comes_or_goes_counts_for_the_others_within_two_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_deleted_is_gone_although_it_was_asked_for_a_moment_ago() {
+    let cluster = cluster().await;
+    let node = &cluster.nodes()[0];
+    let image = image(&cluster, "test/app:v1");
+    node.layout().add(&image).unwrap();
+    let digest = &image.top().digest;
+    let path = path(&image, "manifests", digest);
+    let first = node.get(&path).await.unwrap().expect(200).unwrap();
+    let again = node.get(&path).await.unwrap().expect(200).unwrap();
+    assert_eq!(again.body, first.body);
+    assert_eq!(again.header("content-type"), first.header("content-type"));
+
+    std::fs::remove_file(node.layout().path_of(digest)).unwrap();
+
+    let answer = node.get(&path).await.unwrap();
+    assert_eq!(answer.status.as_u16(), 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_index_rewritten_in_place_counts_when_it_is_whole() {
     let cluster = cluster().await;
     let [one, two] = cluster.nodes() else {

@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
+use super::verified::Manifest;
 use super::{Answered, Asked, Registry, blob, in_time, manifest};
 use crate::inflight::{Child, Ingest, POLL, Seat, View, Watching};
 use crate::oci::Digest;
@@ -236,11 +237,11 @@ pub(super) async fn manifest(
     reference: &ManifestReference,
     digest: &Digest,
     patience: Duration,
-) -> Result<Bytes, Error> {
+) -> Result<Manifest, Error> {
     let mut waiting = Waiting::new(registry, digest, patience);
     loop {
         match in_time(manifest::local(registry, reference)).await {
-            Ok(Some((_, bytes))) => return Ok(bytes),
+            Ok(Some((_, manifest))) => return Ok(manifest),
             Ok(None) => {}
             Err(e) => debug!(%digest, error = %e, "not to be had locally"),
         }
@@ -253,7 +254,7 @@ pub(super) async fn manifest(
                 ingest.follow(0..ingest.total()).try_collect().await;
             let bytes = Bytes::from(chunks.unwrap_or_default().concat());
             if digest.verifies(&bytes) {
-                return Ok(bytes);
+                return Ok(Manifest::new(bytes));
             }
             // containerd will not commit them, its pull is about to fail, and the next may do better.
             if bytes.len() as u64 == ingest.total() {

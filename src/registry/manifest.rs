@@ -6,14 +6,13 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use bytes::Bytes;
 use tracing::debug;
 
 use super::access::Source;
 use super::error::{Error, Miss};
+use super::verified::Manifest;
 use super::{Answered, Asked, DIGEST, Registry, growing, in_time};
 use crate::content::StoreError;
-use crate::mirror::Manifest;
 use crate::oci::Digest;
 use crate::oci::distribution::{MAX_MANIFEST, ManifestReference};
 use crate::oci::media_type;
@@ -24,17 +23,17 @@ pub(super) async fn answer(
     reference: &ManifestReference,
 ) -> Result<Answered, Error> {
     if let (Some(patience), ManifestReference::Digest(digest)) = (asked.growing, reference) {
-        let bytes = growing::manifest(registry, reference, digest, patience);
-        let bytes = Box::pin(bytes).await?;
+        let manifest = growing::manifest(registry, reference, digest, patience);
+        let manifest = Box::pin(manifest).await?;
         return Ok(Answered {
-            response: response(asked, digest, bytes, None),
+            response: response(asked, digest, manifest),
             source: Source::Local,
         });
     }
     match in_time(local(registry, reference)).await {
-        Ok(Some((digest, bytes))) => {
+        Ok(Some((digest, manifest))) => {
             return Ok(Answered {
-                response: response(asked, &digest, bytes, None),
+                response: response(asked, &digest, manifest),
                 source: Source::Local,
             });
         }
@@ -49,13 +48,15 @@ pub(super) async fn answer(
         }
         _ => Box::pin(registry.mirror.tagged_manifest(wanted)).await,
     };
-    let Manifest {
-        bytes,
-        digest,
-        content_type,
-        in_flight,
-    } = fetched.map_err(|e| Error::NoManifest(Miss::Fetch(e)))?;
-    let mut response = response(asked, &digest, bytes, content_type);
+    let fetched = fetched.map_err(|e| Error::NoManifest(Miss::Fetch(e)))?;
+    let mut manifest = Manifest::new(fetched.bytes);
+    if manifest.content_type.is_none() {
+        // What a peer called it, for the rare one that does not tell by itself.
+        let sent_as = fetched.content_type;
+        manifest.content_type = sent_as.and_then(|it| HeaderValue::from_str(&it).ok());
+    }
+    let in_flight = fetched.in_flight;
+    let mut response = response(asked, &fetched.digest, manifest);
     response.extensions_mut().insert(in_flight);
     Ok(Answered {
         response,
@@ -66,7 +67,7 @@ pub(super) async fn answer(
 pub(super) async fn local(
     registry: &Registry,
     reference: &ManifestReference,
-) -> Result<Option<(Digest, Bytes)>, StoreError> {
+) -> Result<Option<(Digest, Manifest)>, StoreError> {
     let digest = match reference {
         ManifestReference::Digest(digest) => Some(digest.clone()),
         ManifestReference::Tag(tag) => registry.store.resolve(tag).await?,
@@ -75,7 +76,22 @@ pub(super) async fn local(
     let Some(digest) = digest else {
         return Ok(None);
     };
-    let Some(blob) = registry.store.open(&digest).await? else {
+    let manifest = match registry.verified.get(&digest) {
+        Some(manifest) => manifest,
+        None => match read(registry, &digest).await? {
+            Some(manifest) => manifest,
+            None => return Ok(None),
+        },
+    };
+    let is_tag = matches!(reference, ManifestReference::Tag(_));
+    if is_tag && manifest.content_type.is_none() {
+        return Err(StoreError::Failed(format!("{digest} is no manifest")));
+    }
+    Ok(Some((digest, manifest)))
+}
+
+async fn read(registry: &Registry, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
+    let Some(blob) = registry.store.open(digest).await? else {
         return Ok(None);
     };
     let bytes = blob
@@ -86,19 +102,17 @@ pub(super) async fn local(
     if !digest.verifies(&bytes) {
         return Err(StoreError::Failed(format!("{digest} is damaged here")));
     }
-    let is_tag = matches!(reference, ManifestReference::Tag(_));
-    if is_tag && media_type::of_manifest(&bytes).is_none() {
-        return Err(StoreError::Failed(format!("{digest} is no manifest")));
-    }
-    Ok(Some((digest, bytes)))
+    let manifest = Manifest::new(bytes);
+    registry.verified.keep(digest, &manifest, blob);
+    Ok(Some(manifest))
 }
 
-/// `sent_as` is what a peer called it, for the rare manifest that does not tell by itself.
-fn response(asked: &Asked, digest: &Digest, bytes: Bytes, sent_as: Option<String>) -> Response {
-    let content_type = media_type::of_manifest(&bytes)
-        .or(sent_as)
-        .and_then(|content_type| HeaderValue::from_str(&content_type).ok())
-        .unwrap_or(HeaderValue::from_static(media_type::OCTET_STREAM));
+fn response(asked: &Asked, digest: &Digest, manifest: Manifest) -> Response {
+    let Manifest {
+        bytes,
+        content_type,
+    } = manifest;
+    let content_type = content_type.unwrap_or(HeaderValue::from_static(media_type::OCTET_STREAM));
     let length = bytes.len();
     let mut response = Response::new(if asked.is_head {
         Body::empty()

@@ -48,6 +48,7 @@ pub fn over(
         basic_auth: None,
         door: None,
         uploads: Uploads::new(64),
+        verified: Default::default(),
         inflight: Inflight::off(),
         uplink: Uplink::default(),
     }
