@@ -1,4 +1,4 @@
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 
@@ -9,23 +9,15 @@ use axum::extract::Path;
 use axum::response::Response;
 use axum::routing::get;
 use futures::stream;
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
-use rustix::fs::Advice;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::server::Server;
 use crate::shutdown::Shutdown;
+use crate::testing::{cool, noise};
 
 const STEP: u64 = 256 << 10;
-
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut noise = vec![0; length];
-    StdRng::seed_from_u64(seed).fill_bytes(&mut noise);
-    noise
-}
 
 fn sender() -> FileSender {
     FileSender::new(Buffers::default())
@@ -129,6 +121,37 @@ async fn every_byte_of_any_range_goes_by_sendfile_and_is_the_right_one() {
     }
 }
 
+/// A packet of its own wakes who waits for it once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_comes_with_the_first_bytes() {
+    const ASKED: usize = 100;
+    let file = file(&noise(1 << 20, 8));
+    let serving = serving(&file, 1 << 20).await;
+    let address = serving.address;
+
+    let asking = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let mut alone = 0;
+        for _ in 0..ASKED {
+            stream
+                .write_all(b"GET /0/1000 HTTP/1.1\r\nhost: x\r\n\r\n")
+                .unwrap();
+            let mut answer = [0; 4096];
+            let mut read = stream.read(&mut answer).unwrap();
+            alone += usize::from(answer[..read].ends_with(b"\r\n\r\n"));
+            let head = answer.windows(4).position(|it| it == b"\r\n\r\n");
+            while read < head.unwrap() + 4 + 1000 {
+                read += stream.read(&mut answer[read..]).unwrap();
+            }
+        }
+        alone
+    });
+
+    // The kernel keeps it back for 0.2 s, which may pass on a busy machine.
+    let alone = asking.await.unwrap();
+    assert!(alone <= ASKED / 10, "{alone} of {ASKED} came alone");
+}
+
 #[tokio::test]
 async fn answers_that_were_asked_for_at_once_come_in_order() {
     let bytes = noise(1_000_000, 2);
@@ -194,8 +217,7 @@ fn what_is_not_in_memory_or_not_in_the_file_is_not_given_out() {
     file.as_file().write_at(b"x", 4 << 20).unwrap();
     assert!(window.cached(0..(4 << 20) + 1).is_some());
 
-    file.as_file().sync_all().unwrap();
-    rustix::fs::fadvise(&shared, 0, None, Advice::DontNeed).unwrap();
+    cool(&shared);
     assert!(
         window.cached(1 << 20..2 << 20).is_none(),
         "on the disk alone"
