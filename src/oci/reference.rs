@@ -19,6 +19,14 @@ pub enum ReferenceError {
     /// `myorg/app:v1`: nobody could be asked for it, so it has no name in the cluster.
     #[error("{0:?} names no registry")]
     NoRegistry(String),
+    #[error("{kind} {text:?}... has {length} characters, and {most} are the most")]
+    TooLong {
+        kind: &'static str,
+        /// How it begins.
+        text: String,
+        length: usize,
+        most: usize,
+    },
     #[error("{0:?} is not a registry's host")]
     Registry(String),
     #[error("{0:?} is not a repository name")]
@@ -39,6 +47,8 @@ pub struct Repository {
 impl Repository {
     /// Whether the two are what their names say.
     pub fn check(registry: &str, path: &str) -> Result<(), ReferenceError> {
+        fits("registry", registry, MAX_NAME)?;
+        fits("repository name", path, MAX_NAME)?;
         if !is_host(registry) {
             return Err(ReferenceError::Registry(shortened(registry)));
         }
@@ -56,9 +66,7 @@ impl Repository {
             false => path.to_owned(),
         };
         // Written out it is longer, and has to be read again by whoever is told of it.
-        if path.len() > MAX_NAME {
-            return Err(ReferenceError::Repository(shortened(&path)));
-        }
+        fits("repository name", &path, MAX_NAME)?;
         Ok(Self {
             registry: if hub { "docker.io" } else { registry }.to_owned(),
             path,
@@ -90,6 +98,7 @@ pub struct TagName {
 
 impl TagName {
     pub fn new(repository: Repository, tag: &str) -> Result<Self, ReferenceError> {
+        fits("tag", tag, MAX_TAG)?;
         if !is_tag(tag) {
             return Err(ReferenceError::Tag(shortened(tag)));
         }
@@ -158,15 +167,27 @@ fn shortened(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
+/// Who reads the beginning of a long name sees nothing wrong with it.
+fn fits(kind: &'static str, text: &str, most: usize) -> Result<(), ReferenceError> {
+    let length = text.chars().count();
+    match length <= most {
+        true => Ok(()),
+        false => Err(ReferenceError::TooLong {
+            kind,
+            text: shortened(text),
+            length,
+            most,
+        }),
+    }
+}
+
 fn is_tag(text: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    text.len() <= MAX_TAG
-        && text.bytes().next().is_some_and(word)
-        && text.bytes().all(|b| word(b) || b == b'.' || b == b'-')
+    text.bytes().next().is_some_and(word) && text.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
 fn is_repository_path(text: &str) -> bool {
-    text.len() <= MAX_NAME && text.split('/').all(is_path_component)
+    text.split('/').all(is_path_component)
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
@@ -184,9 +205,6 @@ fn is_path_component(text: &str) -> bool {
 
 /// `host`, `host:port`, `[v6]`, `[v6]:port`
 fn is_host(text: &str) -> bool {
-    if text.len() > MAX_NAME {
-        return false;
-    }
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((v6, port)) if v6.parse::<std::net::Ipv6Addr>().is_ok() => (
@@ -280,6 +298,28 @@ mod tests {
         ] {
             let tag = name(&text).tag.expect("a tag").to_string();
             assert_eq!(name(&tag).tag.expect("a tag").to_string(), tag);
+        }
+    }
+
+    #[test]
+    fn of_a_name_that_is_too_long_its_length_is_told() {
+        for (text, expected) in [
+            (
+                format!("a.b/{}:x", "n".repeat(256)),
+                "has 256 characters, and 255",
+            ),
+            // Written out.
+            (
+                format!("docker.io/{}:x", "n".repeat(248)),
+                "has 256 characters, and 255",
+            ),
+            (
+                format!("a.b/c:{}", "x".repeat(129)),
+                "has 129 characters, and 128",
+            ),
+        ] {
+            let error = text.parse::<ImageName>().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 
