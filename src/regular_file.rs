@@ -128,6 +128,7 @@ fn found(opened: io::Result<File>) -> io::Result<Option<(File, u64)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::cold_file;
 
     #[test]
     fn what_is_in_memory_is_opened_and_read_without_waiting() {
@@ -157,13 +158,12 @@ mod tests {
 
     #[test]
     fn what_is_on_the_disk_alone_is_not_read() {
-        let file = tempfile::tempfile_in("/var/tmp").unwrap();
         let mut page = [7; 4096];
-        file.write_at(&page, 0).unwrap();
-        assert!(read_cached(&file, 0, &mut page));
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-
+        let file = cold_file(&page);
         assert!(!read_cached(&file, 0, &mut page));
+
+        file.read_exact_at(&mut page, 0).unwrap();
+
+        assert!(read_cached(&file, 0, &mut page));
     }
 }

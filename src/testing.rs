@@ -12,6 +12,7 @@ pub mod measure;
 pub mod memory;
 pub mod nodes;
 pub mod peer;
+pub mod raw_http;
 pub mod registry;
 pub mod router;
 
@@ -32,6 +33,21 @@ where
         assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A new file of these bytes, on the disk alone. Not below /tmp: a tmpfs does not say what is in memory, for all of it is.
+pub fn cold_file(bytes: &[u8]) -> std::fs::File {
+    use std::os::unix::fs::FileExt as _;
+    let file = tempfile::tempfile_in("/var/tmp").expect("a file below /var/tmp");
+    file.write_all_at(bytes, 0).expect("room");
+    cool(&file);
+    file
+}
+
+/// From now on its bytes are on the disk alone.
+pub fn cool(file: &std::fs::File) {
+    file.sync_all().expect("written");
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).expect("a file on a disk");
 }
 
 /// Bytes that no compression shortens and no two seeds share.

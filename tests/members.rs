@@ -26,6 +26,7 @@ use peili::shutdown::Shutdown;
 use peili::testing::conformance::routing::{all, content, eventually};
 use peili::testing::content::FakeStore;
 use peili::testing::peer::FakePeer;
+use peili::testing::raw_http::{self, Answer};
 use peili::testing::router::{FakeRouter, FakeSwarm};
 use peili::testing::{self, noise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -387,18 +388,7 @@ impl Mirrored {
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
-        for (name, value) in headers {
-            request += &format!("{name}: {value}\r\n");
-        }
-        request += "\r\n";
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut received = Vec::new();
-        let read = stream.read_to_end(&mut received);
-        let read = tokio::time::timeout(Duration::from_secs(20), read).await;
-        read.expect("an end").expect("a FIN, not a reset");
-        Answer::of(&received)
+        raw_http::ask(self.address, method, path, headers).await
     }
 
     fn count(&self, name: &str, label: &str) -> u64 {
@@ -409,37 +399,6 @@ impl Mirrored {
             .iter()
             .find(|metric| metric.get_label().iter().any(|it| it.value() == label));
         found.expect("a label").get_counter().get_value() as u64
-    }
-}
-
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn of(received: &[u8]) -> Self {
-        let end = received.windows(4).position(|window| window == b"\r\n\r\n");
-        let end = end.expect("a head");
-        let head = String::from_utf8(received[..end].to_vec()).unwrap();
-        Self {
-            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
-            head,
-            body: received[end + 4..].to_vec(),
-        }
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (found, value) = line.split_once(':')?;
-            found.eq_ignore_ascii_case(name).then(|| value.trim())
-        })
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 

@@ -18,6 +18,7 @@ use peili::routing::Router as _;
 use peili::shutdown::Shutdown;
 use peili::testing::content::FakeStore;
 use peili::testing::peer::FakePeer;
+use peili::testing::raw_http::{self, Answer};
 use peili::testing::router::{FakeRouter, FakeSwarm};
 use peili::testing::{self, noise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -118,24 +119,11 @@ impl Node {
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let headers: String = headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {value}\r\n"))
-            .collect();
-        let request =
-            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
-        self.send(request.as_bytes()).await
+        raw_http::ask(self.address, method, path, headers).await
     }
 
-    /// Everything that comes back until the FIN; a reset fails the test.
     async fn send(&self, request: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream.write_all(request).await.unwrap();
-        let mut received = Vec::new();
-        let read = stream.read_to_end(&mut received);
-        let read = tokio::time::timeout(Duration::from_secs(20), read).await;
-        read.expect("an end").expect("a FIN, not a reset");
-        Answer::of(received)
+        raw_http::send(self.address, request).await
     }
 
     fn count(&self, name: &str, source: &str) -> u64 {
@@ -150,42 +138,6 @@ impl Node {
         values
             .map(|metric| metric.get_counter().get_value() as u64)
             .sum()
-    }
-}
-
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn of(received: Vec<u8>) -> Self {
-        let end = received.windows(4).position(|window| window == b"\r\n\r\n");
-        let end = end.unwrap_or_else(|| panic!("no head in {} bytes", received.len()));
-        let head = String::from_utf8(received[..end].to_vec()).unwrap();
-        Self {
-            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
-            head,
-            body: received[end + 4..].to_vec(),
-        }
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (found, value) = line.split_once(':')?;
-            found.eq_ignore_ascii_case(name).then(|| value.trim())
-        })
-    }
-
-    /// The OCI error code of the body.
-    fn code(&self) -> String {
-        let json: serde_json::Value = serde_json::from_slice(&self.body).expect("an OCI body");
-        json["errors"][0]["code"]
-            .as_str()
-            .expect("a code")
-            .to_string()
     }
 }
 

@@ -21,7 +21,7 @@ use peili::server::Answers as _;
 use peili::server::sendfile::FileSender;
 use peili::shutdown::Shutdown;
 use peili::testing::router::FakeSwarm;
-use peili::testing::{self, noise};
+use peili::testing::{self, cool, noise};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -142,8 +142,7 @@ async fn what_is_on_the_disk_alone_is_read_and_right() {
         .join("blobs/sha256")
         .join(served.digest.hex());
     let file = std::fs::File::open(path).unwrap();
-    file.sync_all().unwrap();
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    cool(&file);
 
     let got = served.get("bytes=0-").await;
 

@@ -18,25 +18,11 @@ mod layout;
 mod show;
 
 use lab::Lab;
-use lab::process::interrupted;
+use lab::process::to_its_end;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Whichever ends first, the nodes are dropped, and with them all that they made.
-    tokio::select! {
-        told = tell() => match told {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("\nThe demo failed: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
-        () = interrupted() => {
-            eprintln!("\nInterrupted; everything was taken away.");
-            // What a shell says of a program that SIGINT ended.
-            ExitCode::from(130)
-        }
-    }
+    to_its_end("\nThe demo", tell()).await
 }
 
 async fn tell() -> Result<()> {

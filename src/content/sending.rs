@@ -121,21 +121,15 @@ mod tests {
     use std::time::Duration;
 
     use futures::TryStreamExt as _;
-    use rustix::fs::Advice;
 
     use super::*;
-    use crate::testing::{eventually, noise};
+    use crate::testing::{cold_file, eventually, noise};
 
     const SIZE: u64 = 16 << 20;
     const ROOM: Duration = Duration::from_secs(10);
 
-    /// On the disk alone. Not below /tmp: a tmpfs does not say what is in memory, for all of it is.
     fn cold(bytes: &[u8]) -> Arc<File> {
-        let file = tempfile::tempfile_in("/var/tmp").unwrap();
-        file.write_all_at(bytes, 0).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-        Arc::new(file)
+        Arc::new(cold_file(bytes))
     }
 
     fn is_in_memory(file: &File, at: u64) -> bool {

@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use libp2p::{Multiaddr, PeerId};
 use peili::inflight::{ContentRoot, Inflight, Uplink};
@@ -20,17 +19,14 @@ use peili::shutdown::Shutdown;
 use peili::testing;
 use peili::testing::content::FakeStore;
 use peili::testing::ingest::FakeIngests;
+use peili::testing::raw_http::{self, Answer};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::nodes::{Node, config};
 
 /// All registries are at the same port.
 pub const REGISTRY: u16 = 5907;
-/// Of whatever is asked: longer than any deadline of the product.
-const AT_ALL: Duration = Duration::from_secs(60);
 
 pub struct Peili {
     pub node: Node,
@@ -38,14 +34,6 @@ pub struct Peili {
     registry: SocketAddr,
     shutdown: Shutdown,
     _ingests: FakeIngests,
-}
-
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
-    pub took: Duration,
 }
 
 impl Peili {
@@ -118,7 +106,7 @@ impl Peili {
     }
 
     pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
-        get(self.registry, path, headers).await
+        raw_http::ask(self.registry, "GET", path, headers).await
     }
 }
 
@@ -126,28 +114,5 @@ impl Drop for Peili {
     fn drop(&mut self) {
         self.node.stop.cancel();
         self.shutdown.drain.cancel();
-    }
-}
-
-pub async fn get(at: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Answer {
-    let began = Instant::now();
-    let mut request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
-    for (name, value) in headers {
-        request += &format!("{name}: {value}\r\n");
-    }
-    request += "\r\n";
-    let mut stream = TcpStream::connect(at).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut received = Vec::new();
-    let read = tokio::time::timeout(AT_ALL, stream.read_to_end(&mut received)).await;
-    read.expect("an end").expect("a FIN, not a reset");
-    let end = received.windows(4).position(|window| window == b"\r\n\r\n");
-    let end = end.expect("a head");
-    let head = String::from_utf8(received[..end].to_vec()).unwrap();
-    Answer {
-        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
-        head: head.to_lowercase(),
-        body: received.split_off(end + 4),
-        took: began.elapsed(),
     }
 }
