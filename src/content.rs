@@ -21,7 +21,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::oci::{Digest, Key, Repository, TagName};
-use crate::regular_file;
+use crate::regular_file::{self, Version};
 use crate::server::sendfile::FileSender;
 
 /// The images of one node. Its contract is [`crate::testing::conformance`]'s `content` suite.
@@ -112,12 +112,12 @@ impl Blob {
         self.size
     }
 
-    /// Whether the store still has it, as far as an open file tells: one that was deleted has no name. False for what is no file.
-    /// Never waits.
-    pub fn is_held(&self) -> bool {
+    /// As long as this is the same, the store has the same bytes. None where it has dropped them, and where that cannot be told of
+    /// an open file. Never waits.
+    pub fn version(&self) -> Option<Version> {
         match &self.bytes {
-            BlobBytes::File(file) => regular_file::has_name(file),
-            BlobBytes::Reader(_) => false,
+            BlobBytes::File(file) => regular_file::version(file),
+            BlobBytes::Reader(_) => None,
         }
     }
 

@@ -43,9 +43,14 @@ pub fn open_cached(path: &Path) -> Option<io::Result<Option<(File, u64)>>> {
     }
 }
 
-/// Whether it still stands in a directory, this or another: what was deleted stays readable for whoever has it open.
-pub fn has_name(file: &File) -> bool {
-    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink > 0)
+/// Another one after whatever was done to a file: `st_ctime`, in seconds and nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version(i64, u64);
+
+/// None once it stands in no directory: what was deleted stays readable for whoever has it open.
+pub fn version(file: &File) -> Option<Version> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    (stat.st_nlink > 0).then_some(Version(stat.st_ctime, stat.st_ctime_nsec))
 }
 
 /// Fills `buffer` with the bytes at `offset`, if all of them are in memory.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::content::Blob;
 use crate::oci::Digest;
 use crate::oci::media_type;
+use crate::regular_file::Version;
 
 /// Nothing else is given up for a second crowd: what is not kept is read.
 const MOST: usize = 64;
@@ -34,6 +35,7 @@ pub struct Verified(Arc<Mutex<HashMap<Digest, Arc<Kept>>>>);
 struct Kept {
     manifest: Manifest,
     blob: Blob,
+    version: Version,
 }
 
 impl Manifest {
@@ -47,10 +49,10 @@ impl Manifest {
 }
 
 impl Verified {
-    /// What was kept, if the store still has it.
+    /// What was kept, if the store still has it, unchanged.
     pub(super) fn get(&self, digest: &Digest) -> Option<Manifest> {
         let kept = Arc::clone(self.all().get(digest)?);
-        if kept.blob.is_held() {
+        if kept.blob.version() == Some(kept.version) {
             return Some(kept.manifest.clone());
         }
         self.all().remove(digest);
@@ -59,15 +61,19 @@ impl Verified {
 
     /// `manifest` is what `digest` names, and was read from `blob`. Within a tokio runtime.
     pub(super) fn keep(&self, digest: &Digest, manifest: &Manifest, blob: Blob) {
-        if manifest.bytes.len() > LARGEST || !blob.is_held() {
+        let Some(version) = blob.version().filter(|_| manifest.bytes.len() <= LARGEST) else {
             return;
-        }
+        };
         let mut all = self.all();
         if all.len() >= MOST || all.contains_key(digest) {
             return;
         }
-        let manifest = manifest.clone();
-        all.insert(digest.clone(), Arc::new(Kept { manifest, blob }));
+        let kept = Kept {
+            manifest: manifest.clone(),
+            blob,
+            version,
+        };
+        all.insert(digest.clone(), Arc::new(kept));
         drop(all);
         let (verified, digest) = (self.clone(), digest.clone());
         tokio::spawn(async move {
@@ -87,7 +93,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use super::*;
-    use crate::testing::noise;
+    use crate::testing::{eventually, noise};
 
     fn manifest(size: usize, seed: u64) -> (Digest, Manifest) {
         let bytes = Bytes::from(noise(size, seed));
@@ -120,6 +126,23 @@ mod tests {
 
         tokio::time::sleep(LIFE + Duration::from_millis(1)).await;
         assert!(verified.all().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_on_the_disk_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let verified = Verified::default();
+        let (digest, manifest) = manifest(100, 1);
+        let (path, blob) = stored(directory.path(), &digest, &manifest);
+        verified.keep(&digest, &manifest, blob);
+        assert!(verified.get(&digest).is_some());
+
+        // Sooner than it would be forgotten; the kernel's clock for files goes in steps of some milliseconds.
+        let is_noticed = async || {
+            fs::write(&path, "damaged").unwrap();
+            verified.get(&digest).is_none().then_some(())
+        };
+        eventually("a change", LIFE / 2, is_noticed).await;
     }
 
     #[tokio::test(start_paused = true)]
