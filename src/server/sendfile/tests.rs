@@ -9,15 +9,23 @@ use axum::extract::Path;
 use axum::response::Response;
 use axum::routing::get;
 use futures::stream;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use rustix::fs::Advice;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::server::Server;
 use crate::shutdown::Shutdown;
-use crate::testing::{cool, noise};
 
 const STEP: u64 = 256 << 10;
+
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut noise = vec![0; length];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut noise);
+    noise
+}
 
 fn sender() -> FileSender {
     FileSender::new(Buffers::default())
@@ -217,7 +225,8 @@ fn what_is_not_in_memory_or_not_in_the_file_is_not_given_out() {
     file.as_file().write_at(b"x", 4 << 20).unwrap();
     assert!(window.cached(0..(4 << 20) + 1).is_some());
 
-    cool(&shared);
+    file.as_file().sync_all().unwrap();
+    rustix::fs::fadvise(&shared, 0, None, Advice::DontNeed).unwrap();
     assert!(
         window.cached(1 << 20..2 << 20).is_none(),
         "on the disk alone"
