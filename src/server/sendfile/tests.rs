@@ -226,11 +226,12 @@ fn what_is_not_in_memory_or_not_in_the_file_is_not_given_out() {
     assert!(window.cached(0..(4 << 20) + 1).is_some());
 
     file.as_file().sync_all().unwrap();
-    rustix::fs::fadvise(&shared, 0, None, Advice::DontNeed).unwrap();
-    assert!(
-        window.cached(1 << 20..2 << 20).is_none(),
-        "on the disk alone"
-    );
+    // Advice: what another core has in hand at the moment stays.
+    let is_on_the_disk_alone = (0..1000).any(|_| {
+        rustix::fs::fadvise(&shared, 0, None, Advice::DontNeed).unwrap();
+        window.cached(1 << 20..2 << 20).is_none()
+    });
+    assert!(is_on_the_disk_alone);
     shared
         .read_exact_at(&mut vec![0; 1 << 20], 1 << 20)
         .unwrap();
