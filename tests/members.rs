@@ -32,6 +32,9 @@ use peili::testing::{self, noise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// Of whatever is asked.
+const AT_ALL: Duration = Duration::from_secs(20);
+
 const ONE: &str = "the first secret of this cluster";
 const TWO: &str = "the second secret of this cluster";
 
@@ -388,7 +391,7 @@ impl Mirrored {
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        raw_http::ask(self.address, method, path, headers).await
+        raw_http::ask(self.address, AT_ALL, method, path, headers).await
     }
 
     fn count(&self, name: &str, label: &str) -> u64 {

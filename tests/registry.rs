@@ -25,6 +25,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+/// Of whatever is asked.
+const AT_ALL: Duration = Duration::from_secs(20);
+
 const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[]}"#;
 
 /// A node: its store, its place in the swarm, and its registry's address.
@@ -119,11 +122,11 @@ impl Node {
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        raw_http::ask(self.address, method, path, headers).await
+        raw_http::ask(self.address, AT_ALL, method, path, headers).await
     }
 
     async fn send(&self, request: &[u8]) -> Answer {
-        raw_http::send(self.address, request).await
+        raw_http::send(self.address, AT_ALL, request).await
     }
 
     fn count(&self, name: &str, source: &str) -> u64 {

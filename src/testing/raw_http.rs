@@ -7,9 +7,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-/// Longer than any deadline of the product.
-const AT_ALL: Duration = Duration::from_secs(60);
-
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -55,23 +52,29 @@ impl Answer {
     }
 }
 
-/// Asks on a connection that is to end after the answer.
-pub async fn ask(at: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+/// Asks on a connection that is to end after the answer, which comes within `limit`.
+pub async fn ask(
+    at: SocketAddr,
+    limit: Duration,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Answer {
     let mut request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
     for (name, value) in headers {
         request += &format!("{name}: {value}\r\n");
     }
     request += "\r\n";
-    send(at, request.as_bytes()).await
+    send(at, limit, request.as_bytes()).await
 }
 
-/// Everything that comes back until the FIN; a reset fails the test.
-pub async fn send(at: SocketAddr, request: &[u8]) -> Answer {
+/// Everything that comes back until the FIN, which comes within `limit`; a reset fails the test.
+pub async fn send(at: SocketAddr, limit: Duration, request: &[u8]) -> Answer {
     let began = Instant::now();
     let mut stream = TcpStream::connect(at).await.expect("a connection");
     stream.write_all(request).await.expect("sent");
     let mut received = Vec::new();
-    let read = timeout(AT_ALL, stream.read_to_end(&mut received)).await;
+    let read = timeout(limit, stream.read_to_end(&mut received)).await;
     read.expect("an end").expect("a FIN, not a reset");
     Answer {
         took: began.elapsed(),

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
 use peili::inflight::{ContentRoot, Inflight, Uplink};
@@ -27,6 +28,8 @@ use crate::nodes::{Node, config};
 
 /// All registries are at the same port.
 pub const REGISTRY: u16 = 5907;
+/// Of whatever is asked: longer than any deadline of the product.
+const AT_ALL: Duration = Duration::from_secs(60);
 
 pub struct Peili {
     pub node: Node,
@@ -106,7 +109,7 @@ impl Peili {
     }
 
     pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
-        raw_http::ask(self.registry, "GET", path, headers).await
+        raw_http::ask(self.registry, AT_ALL, "GET", path, headers).await
     }
 }
 
