@@ -263,6 +263,27 @@ async fn a_peer_waits_for_its_first_byte_and_is_told_whether_to_come_back() {
 }
 
 #[tokio::test]
+async fn bytes_on_their_way_to_the_file_are_there_for_who_comes_later_and_a_gap_is_not() {
+    let node = Node::new().await;
+    let layer = noise(100_000, 9);
+    let (digest, mut download) = node.download(&layer);
+    let passing = node.inflight.passing(&digest);
+    // Nobody follows yet, and nothing is in the file.
+    passing.push(1000, &layer[1000..3000]);
+
+    let behind_the_gap = node.peer(&digest, None, "200").await;
+    let mut answer = node.peer(&digest, Some("bytes=2000-"), "200").await;
+
+    assert_eq!(behind_the_gap.status, 404);
+    assert_eq!(behind_the_gap.header("x-peili-flight"), Some("waiting"));
+    assert_eq!(answer.status, 206);
+    assert!(answer.read(1000).await == layer[2000..3000]);
+    drop(passing);
+    download.write(&layer);
+    assert!(answer.rest().await == layer[3000..]);
+}
+
+#[tokio::test]
 async fn who_waits_for_what_becomes_whole_gets_it() {
     let node = Node::new().await;
     let layer = noise(100_000, 4);

@@ -57,6 +57,11 @@ impl Ingest {
         Ok(self.written()?.max(self.tail.end()))
     }
 
+    /// Whether the byte at `offset` can be had now: bytes on their way to the file may be those behind a gap.
+    pub fn has(&self, offset: u64) -> io::Result<bool> {
+        Ok(self.written()? > offset || self.tail.has(offset))
+    }
+
     /// Whether containerd has given it up: its name is gone and it is not whole.
     pub fn is_abandoned(&self) -> io::Result<bool> {
         let metadata = self.data.metadata()?;

@@ -87,9 +87,9 @@ impl<'a> Waiting<'a> {
         let Some(ingest) = ingest else {
             return Ok(None);
         };
-        let needed = needs(&ingest)? + 1;
-        self.needed = Some(needed);
-        Ok((ingest.available().unwrap_or(0) >= needed).then_some(ingest))
+        let needed = needs(&ingest)?;
+        self.needed = Some(needed + 1);
+        Ok(ingest.has(needed).unwrap_or(false).then_some(ingest))
     }
 
     /// Returns when it is time to look again; the answer to the peer where it is not. Nobody looks but the watcher until it
