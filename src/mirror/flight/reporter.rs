@@ -160,13 +160,15 @@ async fn look(flight: &Flight, watched: &mut HashMap<Digest, Watching>) -> Vec<S
                 flight.0.inflight.missed();
             }
         }
+        let is_taking = said == Part::Takes;
         standings.push(Standing {
             generation: part.generation,
             part: said,
             offset: part.offset,
             rate: part.rate(now),
             node_rate: 0,
-            free: match part.is_idle(now) {
+            // Of one who follows, its part says that no request is in hand.
+            free: match is_taking && part.is_idle(now) {
                 true => 0,
                 false => flight.0.uplink.free(&digest),
             },

@@ -261,11 +261,8 @@ impl Flight {
         if let Some(entry) = self.entry_mut(&from.id) {
             entry.heard = now;
             entry.node = from.clone();
-            if let Role::Follows { is_queued, .. } = &mut entry.role
-                && std::mem::take(is_queued)
-            {
-                // It has come again, and has room for one at the least.
-                entry.free = entry.free.max(1);
+            if let Role::Follows { is_queued, .. } = &mut entry.role {
+                *is_queued = false;
             }
             if entry.asked != wish.offset || entry.role == Role::Holds {
                 entry.asked = wish.offset;
@@ -345,16 +342,7 @@ impl Flight {
         entry.rate = standing.rate;
         entry.node_rate = standing.node_rate;
         let is_late = entry.told.is_some_and(|at| now - at < ON_ITS_WAY);
-        let is_queued = matches!(
-            standing.part,
-            Part::Follows {
-                is_queued: true,
-                ..
-            }
-        );
-        if !(is_late && is_queued) {
-            entry.free = standing.free;
-        }
+        entry.free = standing.free;
         entry.promised = 0;
         let mut is_sign = false;
         entry.role = match &standing.part {

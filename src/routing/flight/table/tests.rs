@@ -732,7 +732,8 @@ fn who_was_sent_back_has_no_place_until_it_comes_again() {
         let is_queued = true;
         Standing {
             rate: 0,
-            free: 0,
+            // Another may wait there.
+            free: 1,
             ..standing(Part::Follows { parent, is_queued }, 0)
         }
     };
