@@ -3,7 +3,7 @@
 //! Each reader more halves what the others get once the uplink is full, and a tree of slow readers is slower than the
 //! registry. The uplink's capacity is not known; that bytes are there and do not leave is.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -145,32 +145,51 @@ impl Reading {
         self.behind_since = is_behind.then(|| self.behind_since.unwrap_or(now));
     }
 
-    /// Whether bytes are there that the uplink, or the child, does not take.
+    /// Whether it takes nothing of what is there. What has come since it was last heard of is not known.
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.sent < self.available && is_long(self.heard, now)
+    }
+
+    /// Whether bytes are there that the uplink, or the child, does not take: or it came late, and has not caught up yet.
     fn lags(&self, now: Instant) -> bool {
-        let long = |since| now.saturating_duration_since(since) >= LAG_TIME;
-        // Who takes nothing at all is not heard of, and what has come since is not known.
-        let is_stuck = self.sent < self.available && long(self.heard);
-        is_stuck || self.behind_since.is_some_and(long)
+        self.behind_since.is_some_and(|since| is_long(since, now))
     }
 }
 
+fn is_long(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= LAG_TIME
+}
+
 /// How many more readers of `digest` there is room for beside `children`, who read from here now. Pure.
+///
+/// Who gives each byte once gives no more than it gets: a first reader of a layer is always one that the uplink carries. It
+/// has room where others lag, too, as long as each of them is the only one of its layer: one that came late lags until it
+/// has caught up, and of those who were turned away for that some became second children of who led, whose link then was
+/// full for good (measured).
 pub fn free<'a>(children: impl Iterator<Item = &'a Reading>, digest: &Digest, now: Instant) -> u32 {
-    let (mut all, mut fresh, mut of_digest) = (0, 0, 0);
+    let (mut all, mut fresh, mut lagging, mut of_digest) = (0, 0, 0, 0);
+    let mut layers = HashSet::new();
     for child in children {
-        if child.lags(now) {
+        if child.is_stuck(now) {
             return 0;
         }
         all += 1;
         fresh += u32::from(now.saturating_duration_since(child.since) < FRESH);
+        lagging += u32::from(child.lags(now));
         of_digest += u32::from(child.digest == *digest);
+        layers.insert(&child.digest);
     }
-    // Who gives each byte once gives no more than it gets: a first reader of a layer is always one that the uplink carries.
     let first = u32::from(of_digest == 0);
+    let gives_twice = all > layers.len() as u32;
+    let more = match (lagging > 0, gives_twice) {
+        (true, true) => 0,
+        (true, false) => first,
+        (false, _) => MAX_FRESH.saturating_sub(fresh).max(first),
+    };
     FANOUT
         .saturating_sub(of_digest)
         .min(MAX_CHILDREN.saturating_sub(all))
-        .min(MAX_FRESH.saturating_sub(fresh).max(first))
+        .min(more)
 }
 
 /// What was sent lately. Pure: times come in.
@@ -267,7 +286,29 @@ mod tests {
             ("too many in all", (0..8).map(|_| even("b")).collect(), 0),
             (
                 "behind for 300 ms",
+                vec![child(begin, "a", &[(700, 0, 5 * MIB), (990, MIB, 6 * MIB)])],
+                0,
+            ),
+            (
+                "behind for 300 ms, the only one of another",
                 vec![child(begin, "b", &[(700, 0, 5 * MIB), (990, MIB, 6 * MIB)])],
+                1,
+            ),
+            (
+                "behind for 300 ms, one of two",
+                vec![
+                    child(begin, "b", &[(700, 0, 5 * MIB), (990, MIB, 6 * MIB)]),
+                    even("b"),
+                ],
+                0,
+            ),
+            (
+                "behind for 300 ms, and another is read twice",
+                vec![
+                    child(begin, "b", &[(700, 0, 5 * MIB), (990, MIB, 6 * MIB)]),
+                    even("c"),
+                    even("c"),
+                ],
                 0,
             ),
             (
@@ -304,7 +345,7 @@ mod tests {
                 2,
             ),
             (
-                "one of many lags",
+                "one of many takes nothing",
                 vec![even("b"), child(begin, "c", &[(10, 0, 9 * MIB)])],
                 0,
             ),
