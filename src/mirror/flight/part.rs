@@ -39,6 +39,10 @@ const TURN: Duration = Duration::from_millis(400);
 const STILL: Duration = Duration::from_secs(1);
 /// A lag below this is a few steps of 1 MiB on the way down a tree, and no loss.
 const LAG: u64 = 4 << 20;
+/// What is left has to come so much sooner from elsewhere. The registry's first bytes take up to half a second of it, and
+/// what is not gained has cost a copy: near the end of a layer of 40 MiB nodes at the end of a chain, which gets slower from
+/// node to node for a moment whenever other layers begin, went to the registry for less (measured).
+const GAIN: Duration = Duration::from_secs(1);
 
 /// How long a source that is still growing is waited for, so many steps from whoever has it, after a `longest` gap between
 /// what it has brought.
@@ -291,9 +295,19 @@ impl Part {
         now.saturating_duration_since(self.since)
     }
 
+    /// Whether what is left would come sooner by [`GAIN`] at the rate of those who lead. Yes where the length is not known.
+    fn would_gain(&self, now: Instant) -> bool {
+        let Some(total) = self.ingest.as_ref().map(Ingest::total) else {
+            return true;
+        };
+        let left = total.saturating_sub(self.offset) as f64;
+        let seconds = |rate: u64| left / rate.max(1) as f64;
+        seconds(self.rate(now)) - seconds(self.progress.rate) >= GAIN.as_secs_f64()
+    }
+
     /// Whether leading would be faster: those who lead are well ahead and draw away, and their nodes get more in all than
-    /// this one does (`node_rate`), so that it is not this node's own link that is full. `is_proven`: this registry has
-    /// lately brought more than those who were followed.
+    /// this one does (`node_rate`), so that it is not this node's own link that is full, and enough is left for that to
+    /// matter. `is_proven`: this registry has lately brought more than those who were followed.
     pub fn is_slow(&mut self, node_rate: u64, is_proven: bool, now: Instant) -> bool {
         let trial = if is_proven { SHORT_TRIAL } else { TRIAL };
         let has_tried = self
@@ -306,7 +320,8 @@ impl Part {
             && !stands_still
             && lag > LAG.max(self.progress.rate / 2)
             && is_clearly_less(self.rate(now), self.progress.rate)
-            && is_clearly_less(node_rate, self.progress.node_rate);
+            && is_clearly_less(node_rate, self.progress.node_rate)
+            && self.would_gain(now);
         self.slow_since = is_slow.then(|| self.slow_since.unwrap_or(now));
         self.slow_since
             .is_some_and(|since| now.saturating_duration_since(since) >= trial)
@@ -346,6 +361,8 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inflight::ContentRoot;
+    use crate::testing::ingest::FakeIngests;
 
     const MIB: u64 = 1 << 20;
 
@@ -413,6 +430,26 @@ mod tests {
             !part.is_slow(4 * MIB, false, now + STILL),
             "it stands still, which is another's to mend"
         );
+    }
+
+    #[tokio::test]
+    async fn a_slow_stream_is_left_as_long_as_enough_is_left_of_it() {
+        let digest = Digest::sha256(b"layer");
+        // It has got 9 MiB, at 4 MiB/s. Whoever leads gets 20.
+        for (left, expected) in [(4, false), (12, true)] {
+            let ingests = FakeIngests::new();
+            let (mut part, now) = following(4, 50);
+            let total = part.offset + left * MIB;
+            let _download = ingests.begin("layer", &digest, total);
+            let root = ContentRoot::known(ingests.root().to_owned());
+            let inflight = Inflight::new(root, "k8s.io".into());
+            part.ingest = inflight.find(&digest).await.unwrap();
+            assert_eq!(part.ingest.as_ref().map(Ingest::total), Some(total));
+
+            let after = slow_after(&mut part, 4 * MIB, false, now);
+
+            assert_eq!(after.is_some(), expected, "{left} MiB are left");
+        }
     }
 
     #[test]
