@@ -5,9 +5,10 @@
 //! what was handed to containerd is kept here for a moment, and is read before it is in a file. It is as unverified as
 //! the file is.
 //!
-//! It is kept whether anybody follows or not: who comes between two steps needs the bytes from the last one on. Of a layer
-//! that begins slowly the first step took more than 2 s, after which a node that had come just behind its parent's first
-//! bytes held it for dead and became a second child of whoever led (measured).
+//! Of the beginning of a slow body it is kept also while nobody follows: where containerd's first step took more than 2 s,
+//! a node that had come just behind its parent's first bytes held it for dead and became a second child of whoever led
+//! (measured). Further on who comes reads the file first, and follows by the time it has caught up. To keep what passes always
+//! took 10 MiB more while an image was relayed, and within 128 MiB the process was killed (`make bench`).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::oci::Digest;
 
@@ -25,6 +27,9 @@ const KEPT: usize = 2 << 20;
 /// images at once must not take 60.
 const KEPT_OF_ALL: usize = 16 << 20;
 const LEAST: usize = 256 << 10;
+/// Bytes per second: a body that comes faster is slow no more, and its next step of 1 MiB is there in a quarter of a second. Not
+/// told by the first [`LEAST`] bytes, which may have come at once.
+const SLOW: f64 = (4 << 20) as f64;
 
 /// Those contents of which somebody holds a [`Tail`].
 #[derive(Debug, Default)]
@@ -48,6 +53,10 @@ struct Kept {
     start: u64,
     length: usize,
     chunks: VecDeque<Bytes>,
+    /// Where the present body began, and when. None once it has shown that it is not slow.
+    begun: Option<(u64, Instant)>,
+    /// Where its next byte is.
+    next: u64,
 }
 
 /// Who hands on the bytes of one content. Nothing of them is kept when it is dropped.
@@ -86,7 +95,7 @@ impl Tail {
         (kept.start..kept.start + kept.length as u64).contains(&offset)
     }
 
-    /// Tells of new ends.
+    /// Tells of new ends. While it lives bytes are kept.
     pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
         self.end.subscribe()
     }
@@ -108,9 +117,20 @@ impl Tail {
 
     fn push(&self, offset: u64, chunk: &[u8]) {
         let mut kept = self.kept();
-        if kept.start + kept.length as u64 != offset {
+        if kept.next != offset || kept.next == 0 {
             // Another body of the same content.
             self.clear(&mut kept);
+            kept.begun = Some((offset, Instant::now()));
+        }
+        kept.next = offset + chunk.len() as u64;
+        if !kept.is_slow_beginning() {
+            kept.begun = None;
+            if self.end.receiver_count() == 0 {
+                self.clear(&mut kept);
+                return;
+            }
+        }
+        if kept.length == 0 {
             kept.start = offset;
         }
         // A copy: what came off a socket is a part of a larger buffer, all of which it would keep.
@@ -133,7 +153,8 @@ impl Tail {
 
     fn clear(&self, kept: &mut Kept) {
         self.kept.fetch_sub(kept.length, Ordering::Relaxed);
-        *kept = Kept::default();
+        kept.chunks = VecDeque::new();
+        (kept.start, kept.length) = (0, 0);
         self.tell(kept);
     }
 
@@ -151,6 +172,15 @@ impl Tail {
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn is_slow_beginning(&self) -> bool {
+        self.begun.is_some_and(|(begun, at)| {
+            let came = (self.next - begun) as usize;
+            came <= KEPT && came as f64 <= LEAST as f64 + SLOW * at.elapsed().as_secs_f64()
+        })
     }
 }
 
@@ -177,6 +207,8 @@ impl Drop for Passing {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::testing::noise;
 
@@ -219,6 +251,40 @@ mod tests {
         assert_eq!((tail.end(), tail.get(5, 9)), (0, None));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_follows_is_kept_of_the_beginning_of_a_slow_body_alone() {
+        let bytes = noise(KEPT + 1, 1);
+        let slowly = Duration::from_millis(70);
+        for (case, pause, expected) in [
+            ("slow", slowly, KEPT),
+            ("it comes at once", Duration::ZERO, LEAST),
+        ] {
+            let tails = Tails::default();
+            let tail = tails.of(&digest("a"));
+            let passing = Passing::new(Some(tails.of(&digest("a"))));
+            let begun = 5 << 20;
+            let mut kept = Vec::new();
+            for (n, chunk) in bytes.chunks(LEAST).enumerate() {
+                passing.push(begun + (n * LEAST) as u64, chunk);
+                kept.push(all(&tail, begun).len());
+                tokio::time::advance(pause).await;
+            }
+            let most = kept.iter().copied().max();
+            assert_eq!((most, kept.last()), (Some(expected), Some(&0)), "{case}");
+
+            let behind = begun + bytes.len() as u64;
+            let follower = tail.subscribe();
+            passing.push(behind, b"4567");
+            assert_eq!(all(&tail, behind), b"4567", "{case}");
+            drop(follower);
+            passing.push(behind + 4, b"89");
+            assert_eq!(tail.end(), 0, "{case}");
+            // A body that is resumed has a beginning, too.
+            passing.push(begun, b"abc");
+            assert_eq!(all(&tail, begun), b"abc", "{case}");
+        }
+    }
+
     #[test]
     fn another_body_begins_where_it_begins() {
         let tails = Tails::default();
@@ -239,11 +305,12 @@ mod tests {
         let chunk = 128 << 10;
         let fill = |name: &str| {
             let tail = tails.of(&digest(name));
+            let follower = tail.subscribe();
             let passing = Passing::new(Some(Arc::clone(&tail)));
             for (n, chunk_of) in bytes.chunks(chunk).enumerate() {
                 passing.push((n * chunk) as u64, chunk_of);
             }
-            (tail, passing)
+            (tail, follower, passing)
         };
         let first = fill("first");
         let length = bytes.len() as u64;
@@ -254,7 +321,7 @@ mod tests {
 
         let kept = tails.kept.load(Ordering::Relaxed);
         assert!(kept <= KEPT_OF_ALL + 21 * (LEAST + chunk), "{kept}");
-        let (tail, _) = &others[19];
+        let (tail, ..) = &others[19];
         assert!(all(tail, length - LEAST as u64) == bytes[bytes.len() - LEAST..]);
         drop((first, others));
         assert_eq!(tails.kept.load(Ordering::Relaxed), 0);
