@@ -50,13 +50,13 @@ pub(super) struct Tail {
 
 #[derive(Debug, Default)]
 struct Kept {
-    start: u64,
-    length: usize,
     chunks: VecDeque<Bytes>,
+    /// Bytes in all of them.
+    length: usize,
+    /// Where the present body's next byte is: directly behind those that are kept.
+    next: u64,
     /// Where the present body began, and when. None once it has shown that it is not slow.
     begun: Option<(u64, Instant)>,
-    /// Where its next byte is.
-    next: u64,
 }
 
 /// Who hands on the bytes of one content. Nothing of them is kept when it is dropped.
@@ -92,7 +92,7 @@ impl Tail {
     /// Whether the byte at `offset` is among those that are kept.
     pub(super) fn has(&self, offset: u64) -> bool {
         let kept = self.kept();
-        (kept.start..kept.start + kept.length as u64).contains(&offset)
+        (kept.start()..kept.next).contains(&offset)
     }
 
     /// Tells of new ends. While it lives bytes are kept.
@@ -103,7 +103,7 @@ impl Tail {
     /// At most `most` bytes from `offset` on. None where that byte is not among those that are kept.
     pub(super) fn get(&self, offset: u64, most: u64) -> Option<Bytes> {
         let kept = self.kept();
-        let mut skip = usize::try_from(offset.checked_sub(kept.start)?).ok()?;
+        let mut skip = usize::try_from(offset.checked_sub(kept.start())?).ok()?;
         let chunk = kept.chunks.iter().find(|chunk| {
             let is_it = skip < chunk.len();
             if !is_it {
@@ -117,7 +117,7 @@ impl Tail {
 
     fn push(&self, offset: u64, chunk: &[u8]) {
         let mut kept = self.kept();
-        if kept.next != offset || kept.next == 0 {
+        if offset == 0 || kept.next != offset {
             // Another body of the same content.
             self.clear(&mut kept);
             kept.begun = Some((offset, Instant::now()));
@@ -130,9 +130,6 @@ impl Tail {
                 return;
             }
         }
-        if kept.length == 0 {
-            kept.start = offset;
-        }
         // A copy: what came off a socket is a part of a larger buffer, all of which it would keep.
         kept.chunks.push_back(Bytes::copy_from_slice(chunk));
         kept.length += chunk.len();
@@ -144,7 +141,6 @@ impl Tail {
         while kept.length > limit
             && let Some(oldest) = kept.chunks.pop_front()
         {
-            kept.start += oldest.len() as u64;
             kept.length -= oldest.len();
             self.kept.fetch_sub(oldest.len(), Ordering::Relaxed);
         }
@@ -153,15 +149,14 @@ impl Tail {
 
     fn clear(&self, kept: &mut Kept) {
         self.kept.fetch_sub(kept.length, Ordering::Relaxed);
-        kept.chunks = VecDeque::new();
-        (kept.start, kept.length) = (0, 0);
+        (kept.chunks, kept.length) = (VecDeque::new(), 0);
         self.tell(kept);
     }
 
     fn tell(&self, kept: &Kept) {
         let end = match kept.length {
             0 => 0,
-            length => kept.start + length as u64,
+            _ => kept.next,
         };
         self.end.send_if_modified(|told| {
             let is_news = *told != end;
@@ -176,6 +171,11 @@ impl Tail {
 }
 
 impl Kept {
+    /// The first byte that is kept.
+    fn start(&self) -> u64 {
+        self.next - self.length as u64
+    }
+
     fn is_slow_beginning(&self) -> bool {
         self.begun.is_some_and(|(begun, at)| {
             let came = (self.next - begun) as usize;

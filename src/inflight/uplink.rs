@@ -167,7 +167,8 @@ fn is_long(since: Instant, now: Instant) -> bool {
 /// has caught up, and of those who were turned away for that some became second children of who led, whose link then was
 /// full for good (measured).
 pub fn free<'a>(children: impl Iterator<Item = &'a Reading>, digest: &Digest, now: Instant) -> u32 {
-    let (mut all, mut fresh, mut lagging, mut of_digest) = (0, 0, 0, 0);
+    let (mut all, mut fresh, mut of_digest) = (0, 0, 0);
+    let mut lags = false;
     let mut layers = HashSet::new();
     for child in children {
         if child.is_stuck(now) {
@@ -175,13 +176,13 @@ pub fn free<'a>(children: impl Iterator<Item = &'a Reading>, digest: &Digest, no
         }
         all += 1;
         fresh += u32::from(now.saturating_duration_since(child.since) < FRESH);
-        lagging += u32::from(child.lags(now));
+        lags |= child.lags(now);
         of_digest += u32::from(child.digest == *digest);
         layers.insert(&child.digest);
     }
     let first = u32::from(of_digest == 0);
     let gives_twice = all > layers.len() as u32;
-    let more = match (lagging > 0, gives_twice) {
+    let more = match (lags, gives_twice) {
         (true, true) => 0,
         (true, false) => first,
         (false, _) => MAX_FRESH.saturating_sub(fresh).max(first),
