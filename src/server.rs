@@ -25,7 +25,6 @@ use futures::FutureExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::TokioIo;
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -53,11 +52,6 @@ const MAX_HEAD: usize = 32 << 10;
 
 /// A client whose kernel acknowledges nothing for so long is gone; TCP itself would keep its buffers for 15 minutes.
 const UNHEARD_OF: u32 = 30_000;
-/// What the kernel takes of a body before it has sent what it took earlier, in bytes: as much as is read from a disk at once.
-/// Without it each client that stops reading holds up to `tcp_wmem` (4 MiB), which 64 of them made 190 MiB of the pod's memory
-/// (`make bench`). What is on its way is not bounded by this, so a long way slows nobody down; where many are sent something
-/// it is bounded by [`buffers`].
-const UNSENT: u32 = 256 << 10;
 /// For the last bytes to arrive and the client to close. Within what [`Shutdown::finish`] grants after the cut.
 const LINGER: Duration = Duration::from_secs(4);
 /// Two round trips and two signatures; who needs longer is no client of ours.
@@ -147,10 +141,9 @@ impl Server {
                 // Heads and small bodies must not wait for an acknowledgement of the last packet.
                 let _ = stream.set_nodelay(true);
                 let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNHEARD_OF);
-                let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
                 let sender = match tls {
-                    None => FileSender::new(buffers),
-                    Some(_) => FileSender::without_windows(buffers),
+                    None => FileSender::new(&buffers),
+                    Some(_) => FileSender::without_windows(&buffers),
                 };
                 let stream = SendingIo::new(stream, sender.clone());
                 match tls {

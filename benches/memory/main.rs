@@ -74,6 +74,9 @@ struct Options {
     /// How long it is watched while nothing goes on
     #[arg(long, default_value = "20", value_name = "SECONDS")]
     idle: u64,
+    /// Only everything at once within the limit
+    #[arg(long)]
+    within: bool,
     /// Bodies at once where many are taken, several of each layer; it is allowed as many
     #[arg(long, default_value = "200", value_name = "NUMBER")]
     takers: usize,
@@ -96,9 +99,13 @@ async fn memory(options: Options) -> Result<()> {
     // Before the lab: it goes when those who live in it have gone.
     let cgroup = Arc::new(Cgroup::create()?);
     let bench = Bench::new(options, cgroup).await?;
-    let (rows, alone) = bench.without_limit().await?;
-    print(&rows);
-    bench.node.stop_peili().await?;
+    let mut alone = None;
+    if !bench.options.within {
+        let (rows, rate) = bench.without_limit().await?;
+        print(&rows);
+        bench.node.stop_peili().await?;
+        alone = Some(rate);
+    }
     bench.within(limit, alone).await
 }
 

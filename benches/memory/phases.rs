@@ -55,8 +55,8 @@ impl Bench {
         Ok(rates[TIMES / 2])
     }
 
-    /// Everything at once, in no more than `limit` bytes. Without one bodies left at `alone` bytes per second.
-    pub async fn within(&self, limit: u64, alone: f64) -> Result<()> {
+    /// Everything at once, in no more than `limit` bytes. Without one bodies left at `alone` bytes per second, if that is known.
+    pub async fn within(&self, limit: u64, alone: Option<f64>) -> Result<()> {
         self.cgroup.limit(limit, FOR_SOCKETS)?;
         let pid = self.start().await?;
         let begin = async {
@@ -94,11 +94,13 @@ impl Bench {
         );
         println!("\nWithin {} MiB:\n", limit / MIB);
         print(&[before, all]);
+        let beside = alone.map_or(String::new(), |alone| {
+            let (megabytes, part) = (alone / 1e6, bodies / alone);
+            format!(", without the limit at {megabytes:.0}: {part:.2} of it")
+        });
         println!(
-            "\n64 cold bodies at once leave at {:.0} MB/s, without the limit at {:.0}: {:.2} of it.",
-            bodies / 1e6,
-            alone / 1e6,
-            bodies / alone
+            "\n64 cold bodies at once leave at {:.0} MB/s{beside}.",
+            bodies / 1e6
         );
         println!(
             "\n{} MiB of files were sent; the limit was met {} times, {} by sockets, and nobody was killed.",

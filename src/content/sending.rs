@@ -37,6 +37,7 @@ pub(super) fn send(
     range: Range<u64>,
     sender: &FileSender,
 ) -> BoxStream<'static, io::Result<Bytes>> {
+    sender.begins(range.end.saturating_sub(range.start));
     let sending = Sending {
         file: Arc::clone(file),
         sender: sender.clone(),
@@ -57,7 +58,11 @@ impl Sending {
             return Ok(None);
         }
         let at_once = self.sender.at_once();
-        let chunk = match self.cached(at_once) {
+        let in_memory = match self.told {
+            None => self.sender.at_once_in_memory(),
+            Some(_) => at_once,
+        };
+        let chunk = match self.cached(in_memory) {
             Some(chunk) => chunk,
             None => self.read(at_once).await?,
         };
@@ -79,16 +84,20 @@ impl Sending {
     /// Where the connection cannot take it.
     async fn read(&mut self, at_once: u64) -> io::Result<Bytes> {
         let part = self.part(CHUNK.min(at_once));
-        let mut chunk = vec![0; (part.end - part.start) as usize];
-        if regular_file::read_cached(&self.file, part.start, &mut chunk) {
-            return Ok(chunk.into());
+        let length = (part.end - part.start) as usize;
+        // A window has been asked for it.
+        if self.window.is_none() {
+            let mut chunk = vec![0; length];
+            if regular_file::read_cached(&self.file, part.start, &mut chunk) {
+                return Ok(chunk.into());
+            }
         }
         if self.told.is_none() {
             regular_file::read_nothing_ahead(&self.file);
             self.told = Some(part.end);
             self.read_ahead(part.end, at_once);
         }
-        let chunk = regular_file::read_into(&self.file, part.start, chunk).await?;
+        let chunk = regular_file::read_in_turn(&self.file, part.start, length).await?;
         match chunk.is_empty() {
             true => Err(shorter_than_it_was(part.start)),
             false => Ok(chunk),

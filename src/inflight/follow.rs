@@ -50,6 +50,7 @@ impl Ingest {
         range: Range<u64>,
         sender: &FileSender,
     ) -> BoxStream<'static, io::Result<Bytes>> {
+        sender.begins(range.end.saturating_sub(range.start));
         let reader = Reader {
             ingest: self.clone(),
             range,

@@ -20,11 +20,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use memmap2::{Mmap, MmapOptions};
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use super::buffers::{Buffers, Share};
+use super::buffers::{Buffers, Fitting, Share};
 use crate::regular_file;
 
 /// Shorter files are read: a mapping is made and taken away in 4 us, in which as much is copied.
@@ -33,6 +34,11 @@ const WORTHWHILE: u64 = 64 << 10;
 /// lies between two places that are there is there, but for rare leftovers of what was given back. One of those stops a
 /// worker for one read of the disk.
 const SOUNDING: u64 = 128 << 10;
+/// Of what is asked for at once; of more than a MiB these are further apart. That much is asked for only on behalf of who was sent
+/// as much out of the page cache in milliseconds, and eight a MiB are 3 % of the CPU of that.
+const SOUNDINGS: u64 = 8;
+/// In bytes: less goes to the socket in one call.
+const CORKED: usize = 256 << 10;
 
 /// How a connection sends parts of files; found in the extensions of each of its requests. The default cannot, and knows of
 /// no others.
@@ -40,7 +46,7 @@ const SOUNDING: u64 = 128 << 10;
 pub struct FileSender {
     /// None within TLS, where bytes have to be seen to be encrypted.
     windows: Option<Arc<Windows>>,
-    buffers: Buffers,
+    share: Arc<Share>,
 }
 
 #[derive(Debug, Default)]
@@ -75,25 +81,35 @@ pub struct Window {
 }
 
 impl FileSender {
-    pub(super) fn new(buffers: Buffers) -> Self {
+    pub(super) fn new(buffers: &Buffers) -> Self {
         Self {
             windows: Some(Arc::default()),
-            buffers,
+            share: Arc::new(buffers.share()),
         }
     }
 
     /// For a connection that has to see the bytes.
-    pub(super) fn without_windows(buffers: Buffers) -> Self {
+    pub(super) fn without_windows(buffers: &Buffers) -> Self {
         Self {
             windows: None,
-            buffers,
+            share: Arc::new(buffers.share()),
         }
+    }
+
+    /// A body of so many bytes begins.
+    pub fn begins(&self, bytes: u64) {
+        self.share.is_for(bytes);
     }
 
     /// Bytes of a file to hand to this connection at once, and to have read beyond them: the fewer, the more others are
     /// sent something.
     pub fn at_once(&self) -> u64 {
-        self.buffers.pages()
+        self.share.pages()
+    }
+
+    /// The same of what is in memory already: more, for who takes it fast.
+    pub fn at_once_in_memory(&self) -> u64 {
+        self.share.pages_in_memory()
     }
 
     /// The first `size` bytes of `file`, or those that it is going to have. None where they are as well read.
@@ -147,7 +163,8 @@ impl Window {
     /// a worker then.
     pub fn cached(&self, range: Range<u64>) -> Option<Bytes> {
         let last = range.end.checked_sub(1).filter(|_| !range.is_empty())?;
-        let soundings = (range.start..last).step_by(SOUNDING as usize);
+        let apart = SOUNDING.max((range.end - range.start) / SOUNDINGS);
+        let soundings = (range.start..last).step_by(apart as usize);
         soundings
             .chain([last])
             .all(|at| regular_file::read_cached(&self.mapped.file, at, &mut [0]))
@@ -159,18 +176,21 @@ impl Window {
 pub(super) struct SendingIo {
     stream: TcpStream,
     sender: FileSender,
-    share: Share,
+    fitting: Fitting,
     /// The window of the last write: most likely that of the next.
     last: Weak<Mapped>,
+    /// What does not fill a packet is kept until there is more, or hyper has no more.
+    is_corked: bool,
 }
 
 impl SendingIo {
     pub(super) fn new(stream: TcpStream, sender: FileSender) -> Self {
         Self {
-            share: sender.buffers.share(),
+            fitting: Fitting::new(Arc::clone(&sender.share), &stream),
             stream,
             sender,
             last: Weak::new(),
+            is_corked: false,
         }
     }
 
@@ -184,9 +204,19 @@ impl SendingIo {
         })
     }
 
+    /// Each call of sendfile would end with a packet of what is left over. Where the other side of the socket was forgotten
+    /// the kernel sends it after 200 ms (tcp(7)).
+    fn cork(&mut self, cork: bool) {
+        if self.is_corked != cork {
+            self.is_corked = cork;
+            // Without it there are more packets.
+            let _ = SockRef::from(&self.stream).set_tcp_cork(cork);
+        }
+    }
+
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
-            self.share.sent(bytes, &self.stream);
+            self.fitting.sent(bytes, &self.stream);
         }
         written
     }
@@ -230,6 +260,9 @@ impl SendingIo {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let start = bytes.as_ptr().addr() - mapped.map.as_ptr().addr();
+        if bytes.len() > CORKED {
+            self.cork(true);
+        }
         let sent = ready!(self.poll_socket(cx, |socket| {
             let mut offset = start as u64;
             rustix::fs::sendfile(socket, &mapped.file, Some(&mut offset), bytes.len())
@@ -242,7 +275,7 @@ impl SendingIo {
                 ),
             )));
         }
-        self.share.sent(sent, &self.stream);
+        self.fitting.sent(sent, &self.stream);
         if let Some(windows) = &self.sender.windows {
             windows.sent.fetch_add(sent as u64, Ordering::Relaxed);
         }
@@ -305,6 +338,7 @@ impl AsyncWrite for SendingIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cork(false);
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

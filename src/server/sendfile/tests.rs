@@ -28,7 +28,7 @@ fn noise(length: usize, seed: u64) -> Vec<u8> {
 }
 
 fn sender() -> FileSender {
-    FileSender::new(Buffers::default())
+    FileSender::new(&Buffers::default())
 }
 
 /// Not below /tmp, which may be a tmpfs: that one does not say what is in memory, for all of it is.
@@ -264,4 +264,30 @@ fn a_sender_forgets_windows_that_nobody_holds() {
     assert!(sender.find(at).is_none());
     let windows = sender.windows.as_ref().unwrap();
     assert!(windows.open.lock().unwrap().len() <= 2);
+}
+
+#[tokio::test]
+async fn packets_are_full_until_hyper_has_no_more() {
+    let bytes = noise(1 << 20, 9);
+    let file = file(&bytes);
+    let sender = sender();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stream, to) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let mut to = to.unwrap().0;
+    let mut io = SendingIo::new(stream.unwrap(), sender.clone());
+    let is_corked = |io: &SendingIo| SockRef::from(&io.stream).tcp_cork().unwrap();
+    let window = sender.window(&Arc::new(file.reopen().unwrap()), 1 << 20);
+    let chunk = window.unwrap().cached(0..CORKED as u64 + 1).unwrap();
+
+    let sent = io.write(&chunk).await.unwrap();
+    assert!(is_corked(&io));
+    io.flush().await.unwrap();
+    assert!(!is_corked(&io));
+
+    let mut received = vec![0; sent];
+    to.read_exact(&mut received).await.unwrap();
+    assert!(received == bytes[..sent]);
+    io.write_all(&chunk[..CORKED]).await.unwrap();
+    assert!(!is_corked(&io), "one call is enough for so much");
 }
