@@ -15,7 +15,10 @@ use tokio::time::Instant;
 /// In bytes, for all together. What the kernel keeps beside them makes it half as much again.
 const BUDGET: usize = 16 << 20;
 /// So few have buffers as large as Linux makes them, and are left alone: over a long way one needs megabytes.
-const FEW: usize = 8;
+const FEW: usize = 4;
+/// And so many, as far as they are fast: who is slow would have them in the queue before its link, where what others are sent
+/// waits behind them.
+const FEW_FAST: usize = 8;
 /// Nobody unprivileged is given more by SO_SNDBUF (`net.core.wmem_max`, 212,992 bytes where nobody changed it). The kernel
 /// doubles it for what it keeps beside the bytes: 416 KiB, which is 400 MB/s for each at 1 ms.
 const MOST: usize = 208 << 10;
@@ -67,8 +70,8 @@ pub struct Fitting {
     size: Option<usize>,
     /// The sample under way: when it began, and what had been sent.
     since: (Instant, u64),
-    /// Bytes per second in the last one.
-    rate: u64,
+    /// Bytes per second in the last one. None before there was one.
+    rate: Option<u64>,
 }
 
 impl Buffers {
@@ -87,9 +90,12 @@ impl Default for Share {
     }
 }
 
-/// What SO_SNDBUF should be for each of so many, a power of two. None: whatever Linux makes of it.
-fn size(many: usize) -> Option<usize> {
-    (many > FEW).then(|| (BUDGET / many / 2).clamp(LEAST, MOST))
+/// What SO_SNDBUF should be for each of so many, a power of two, that takes so many bytes per second. None: whatever Linux
+/// makes of it.
+fn size(rate: Option<u64>, many: usize) -> Option<usize> {
+    let is_fast = rate.is_none_or(|rate| unsent(rate, many) > LEAST_UNSENT);
+    let is_left_alone = many <= FEW || (is_fast && many <= FEW_FAST);
+    (!is_left_alone).then(|| (BUDGET / many / 2).clamp(LEAST, MOST))
 }
 
 /// What each of so many may have unsent, a power of two, that takes so many bytes per second.
@@ -145,7 +151,7 @@ impl Fitting {
             sent: 0,
             size: None,
             since: (Instant::now(), 0),
-            rate: 0,
+            rate: None,
         }
     }
 
@@ -159,15 +165,15 @@ impl Fitting {
         let (began, before) = self.since;
         if self.sent - before >= SAMPLE {
             let took = began.elapsed().as_micros().max(1) as u64;
-            self.rate = (self.sent - before) * 1_000_000 / took;
+            self.rate = Some((self.sent - before) * 1_000_000 / took);
             self.since = (Instant::now(), self.sent);
         }
         let many = self.share.many();
-        let unsent = unsent(self.rate, many);
+        let unsent = unsent(self.rate.unwrap_or(0), many);
         if unsent != self.share.unsent.swap(unsent, Ordering::Relaxed) {
             let _ = SockRef::from(stream).set_tcp_notsent_lowat(unsent);
         }
-        let size = match (size(many), self.size) {
+        let size = match (size(self.rate, many), self.size) {
             (None, Some(_)) => Some(MOST),
             (size, _) => size,
         };
@@ -190,19 +196,26 @@ mod tests {
 
     #[test]
     fn few_are_left_alone_and_many_share_the_budget() {
-        for (connections, expected) in [
-            (1, None),
-            (8, None),
-            (16, Some(MOST)),
-            (32, Some(MOST)),
-            (64, Some(128 << 10)),
-            (256, Some(LEAST)),
-            (4096, Some(LEAST)),
+        const SLOW: Option<u64> = Some(60_000_000);
+        const FAST: Option<u64> = Some(1_000_000_000);
+        for (rate, connections, expected) in [
+            (SLOW, 1, None),
+            (SLOW, 4, None),
+            (SLOW, 8, Some(MOST)),
+            (FAST, 8, None),
+            (None, 8, None),
+            (None, 16, Some(MOST)),
+            (FAST, 16, Some(MOST)),
+            (SLOW, 32, Some(MOST)),
+            (FAST, 64, Some(128 << 10)),
+            (SLOW, 256, Some(LEAST)),
+            (SLOW, 4096, Some(LEAST)),
         ] {
-            assert_eq!(size(connections), expected, "{connections}");
+            let told = size(rate, connections);
+            assert_eq!(told, expected, "{rate:?} bytes per second, {connections}");
         }
         for connections in (0..=8).map(|log| 1 << log) {
-            let all = connections * size(connections).unwrap_or(0) * 2;
+            let all = connections * size(SLOW, connections).unwrap_or(0) * 2;
             assert!(all <= BUDGET, "{connections}");
         }
     }
