@@ -190,6 +190,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waits_for_the_disk_gets_its_turn() {
+        const BODIES: usize = 100;
+        let bytes = noise(1 << 20, 4);
+        let file = cold(&bytes);
+        let begin = || send(&file, 1 << 20, 0..1 << 20, &FileSender::default());
+        // As many are given up in the middle of a read.
+        for mut body in (0..BODIES).map(|_| begin()) {
+            let waker = futures::task::noop_waker();
+            let _ = body.poll_next_unpin(&mut std::task::Context::from_waker(&waker));
+        }
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+
+        let all = (0..BODIES).map(|_| begin().try_collect::<Vec<Bytes>>());
+        let all = futures::future::try_join_all(all);
+
+        for body in tokio::time::timeout(ROOM, all).await.unwrap().unwrap() {
+            assert!(body.concat() == bytes);
+        }
+    }
+
+    #[tokio::test]
     async fn a_file_that_is_shorter_than_it_was_ends_with_an_error() {
         let bytes = noise(1 << 20, 3);
         let file = cold(&bytes);
