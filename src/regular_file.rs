@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::{Advice, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, ReadWriteFlags};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// `RESOLVE_CACHED` of linux/openat2.h, Linux 5.12: fails with `EAGAIN` where the way to the file is not in memory.
 const CACHED: ResolveFlags = ResolveFlags::from_bits_retain(0x20);
@@ -70,10 +70,7 @@ pub async fn read_at(file: &Arc<File>, offset: u64, length: usize) -> io::Result
     let mut chunk = vec![0; length];
     match read_cached(file, offset, &mut chunk) {
         true => Ok(chunk.into()),
-        false => {
-            let file = Arc::clone(file);
-            tokio::task::spawn_blocking(move || read_into(&file, offset, chunk)).await?
-        }
+        false => read_into(file, offset, chunk, None).await,
     }
 }
 
@@ -83,27 +80,31 @@ pub async fn read_in_turn(file: &Arc<File>, offset: u64, length: usize) -> io::R
     /// With 256 KiB each they keep a disk busy that is 2 ms away and brings 2 GB/s.
     static TURNS: Semaphore = Semaphore::const_new(16);
     let turn = TURNS.acquire().await.map_err(io::Error::other)?;
-    let file = Arc::clone(file);
-    // Here, where it is going to be freed: each thread of the pool would keep what it has taken for others that it takes.
-    let chunk = vec![0; length];
-    tokio::task::spawn_blocking(move || {
-        // Until the disk has answered, whether or not somebody still waits for it.
-        let _turn = turn;
-        read_into(&file, offset, chunk)
-    })
-    .await?
+    read_into(file, offset, vec![0; length], Some(turn)).await
 }
 
-/// On the blocking pool: a disk would stop a worker, and every body on it.
-fn read_into(file: &File, offset: u64, mut chunk: Vec<u8>) -> io::Result<Bytes> {
-    let read = loop {
-        match file.read_at(&mut chunk, offset) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            other => break other?,
-        }
-    };
-    chunk.truncate(read);
-    Ok(chunk.into())
+/// What fits into `chunk` of the bytes at `offset`, none at the file's end, read on the blocking pool: a disk would stop a
+/// worker, and every body on it. The chunk is not made there: each thread of the pool would keep what others have given back. The
+/// turn ends when the disk has answered, whether or not somebody still waits for it.
+async fn read_into(
+    file: &Arc<File>,
+    offset: u64,
+    mut chunk: Vec<u8>,
+    turn: Option<SemaphorePermit<'static>>,
+) -> io::Result<Bytes> {
+    let file = Arc::clone(file);
+    tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        let read = loop {
+            match file.read_at(&mut chunk, offset) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        chunk.truncate(read);
+        Ok(chunk.into())
+    })
+    .await?
 }
 
 /// From now on the kernel reads no more of `file` than it is asked for: what it reads ahead by itself is `read_ahead_kb` of

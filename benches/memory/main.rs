@@ -99,13 +99,15 @@ async fn memory(options: Options) -> Result<()> {
     // Before the lab: it goes when those who live in it have gone.
     let cgroup = Arc::new(Cgroup::create()?);
     let bench = Bench::new(options, cgroup).await?;
-    let mut alone = None;
-    if !bench.options.within {
-        let (rows, rate) = bench.without_limit().await?;
-        print(&rows);
-        bench.node.stop_peili().await?;
-        alone = Some(rate);
-    }
+    let alone = match bench.options.within {
+        true => None,
+        false => {
+            let (rows, alone) = bench.without_limit().await?;
+            print(&rows);
+            bench.node.stop_peili().await?;
+            Some(alone)
+        }
+    };
     bench.within(limit, alone).await
 }
 

@@ -15,8 +15,8 @@ use crate::regular_file;
 use crate::server::sendfile::{FileSender, Window};
 
 /// Bytes read at once. Two of these are in memory for each body under way: with 64 uploads 256 KiB take 40 MiB, 1 MiB
-/// takes 105 and is no more than a tenth faster (measured; docs/performance.md). 64 KiB halves the throughput. With more
-/// bodies it is what each has of the page cache, if that is less.
+/// takes 105 and is no more than a tenth faster (measured; docs/performance.md). 64 KiB halves the throughput. With more than
+/// 32 bodies it is what each has of the page cache, which is less.
 pub(super) const CHUNK: u64 = 256 << 10;
 
 /// A body under way.
@@ -129,10 +129,10 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
     use std::time::Duration;
 
-    use futures::TryStreamExt as _;
+    use futures::{FutureExt as _, TryStreamExt as _};
 
     use super::*;
-    use crate::testing::{cold_file, eventually, noise};
+    use crate::testing::{cold_file, cool, eventually, noise};
 
     const SIZE: u64 = 16 << 20;
     const ROOM: Duration = Duration::from_secs(10);
@@ -197,10 +197,9 @@ mod tests {
         let begin = || send(&file, 1 << 20, 0..1 << 20, &FileSender::default());
         // As many are given up in the middle of a read.
         for mut body in (0..BODIES).map(|_| begin()) {
-            let waker = futures::task::noop_waker();
-            let _ = body.poll_next_unpin(&mut std::task::Context::from_waker(&waker));
+            let _ = body.next().now_or_never();
         }
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        cool(&file);
 
         let all = (0..BODIES).map(|_| begin().try_collect::<Vec<Bytes>>());
         let all = futures::future::try_join_all(all);

@@ -39,8 +39,8 @@ const SAMPLE: u64 = 4 << 20;
 const LARGE: u64 = 256 << 10;
 /// Of files, in bytes, for all together: what has been handed to a connection that has not sent it yet, and as much again
 /// that is being read ahead of it. More than what a pod's limit leaves for page cache would be given back before it is
-/// sent, and read again: at 128 MiB that had a disk read ten times what went out (docs/performance.md). With twice as much a
-/// process of 64 bodies takes 13 MiB more, and is no faster.
+/// sent, and read again: at 128 MiB that had a disk read ten times what went out (docs/performance.md). With twice as much 64
+/// bodies take 13 MiB more there, and the process was killed once in two.
 const PAGES: usize = 8 << 20;
 /// What one reads ahead, at the most: a disk that is a millisecond away brings 1 GB/s by it, and it is eight times what Linux
 /// does (`read_ahead_kb`).
@@ -188,9 +188,8 @@ impl Fitting {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
-
     use super::*;
+    use crate::server::tests::connection;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -275,13 +274,6 @@ mod tests {
         assert_eq!(shares[0].pages(), MOST_PAGES as u64);
     }
 
-    /// A connection, and its other end.
-    async fn connection(listener: &TcpListener) -> (TcpStream, TcpStream) {
-        let address = listener.local_addr().unwrap();
-        let (from, to) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (from.unwrap(), to.unwrap().0)
-    }
-
     fn fitting(buffers: &Buffers, stream: &TcpStream) -> Fitting {
         Fitting::new(Arc::new(buffers.share()), stream)
     }
@@ -292,9 +284,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_crowd_gets_small_buffers_and_who_stays_gets_more_again() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let buffers = Buffers::default();
-        let (first, _to) = connection(&listener).await;
+        let (first, _to) = connection().await;
         let untouched = buffer(&first);
         let mut fitted = fitting(&buffers, &first);
         fitted.sent(1 << 20, &first);
@@ -304,7 +295,7 @@ mod tests {
         for _ in 0..100 {
             let mut small = fitting(&buffers, &first);
             small.sent(1000, &first);
-            let (from, to) = connection(&listener).await;
+            let (from, to) = connection().await;
             let mut fitted = fitting(&buffers, &from);
             fitted.sent(1 << 20, &from);
             crowd.push((fitted, from, to, small));
@@ -324,9 +315,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_socket_and_what_is_handed_to_it_go_with_the_rate() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let buffers = Buffers::default();
-        let (stream, _to) = connection(&listener).await;
+        let (stream, _to) = connection().await;
         let unsent = || SockRef::from(&stream).tcp_notsent_lowat().unwrap();
         let mut fitted = fitting(&buffers, &stream);
         let share = Arc::clone(&fitted.share);

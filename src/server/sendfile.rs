@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use super::buffers::{Buffers, Fitting, Share};
+use super::buffers::{Buffers, Fitting, LEAST_UNSENT, Share};
 use crate::regular_file;
 
 /// Shorter files are read: a mapping is made and taken away in 4 us, in which as much is copied.
@@ -38,7 +38,7 @@ const SOUNDING: u64 = 128 << 10;
 /// as much out of the page cache in milliseconds, and eight a MiB are 3 % of the CPU of that.
 const SOUNDINGS: u64 = 8;
 /// In bytes: less goes to the socket in one call.
-const CORKED: usize = 256 << 10;
+const CORKED: usize = LEAST_UNSENT as usize;
 
 /// How a connection sends parts of files; found in the extensions of each of its requests. The default cannot, and knows of
 /// no others.

@@ -6,6 +6,14 @@ use futures::{StreamExt, stream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::{TcpSocket, TcpStream};
 
+/// A connection: the end that asked for it, and the other.
+pub(super) async fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (from, to) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (from.unwrap(), to.unwrap().0)
+}
+
 async fn serving(router: Router) -> (SocketAddr, Shutdown) {
     let server = Server::bind(&["127.0.0.1:0".parse().unwrap()])
         .await

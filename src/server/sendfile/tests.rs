@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::server::Server;
+use crate::server::tests::connection;
 use crate::shutdown::Shutdown;
 
 const STEP: u64 = 256 << 10;
@@ -271,11 +272,8 @@ async fn packets_are_full_until_hyper_has_no_more() {
     let bytes = noise(1 << 20, 9);
     let file = file(&bytes);
     let sender = sender();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (stream, to) = tokio::join!(TcpStream::connect(address), listener.accept());
-    let mut to = to.unwrap().0;
-    let mut io = SendingIo::new(stream.unwrap(), sender.clone());
+    let (stream, mut to) = connection().await;
+    let mut io = SendingIo::new(stream, sender.clone());
     let is_corked = |io: &SendingIo| SockRef::from(&io.stream).tcp_cork().unwrap();
     let window = sender.window(&Arc::new(file.reopen().unwrap()), 1 << 20);
     let chunk = window.unwrap().cached(0..CORKED as u64 + 1).unwrap();
