@@ -180,11 +180,13 @@ mod tests {
     #[test]
     fn what_is_on_the_disk_alone_is_not_read() {
         let mut page = [7; 4096];
-        let file = cold_file(&page);
-        assert!(!read_cached(&file, 0, &mut page));
+        let files: Vec<_> = (0..20).map(|_| cold_file(&page)).collect();
 
-        file.read_exact_at(&mut page, 0).unwrap();
+        let read = files.iter().filter(|file| read_cached(file, 0, &mut page));
 
-        assert!(read_cached(&file, 0, &mut page));
+        // A kernel begins to read what it is asked for, and a disk may have brought it before it looks once more.
+        assert!(read.count() < files.len());
+        files[0].read_exact_at(&mut page, 0).unwrap();
+        assert!(read_cached(&files[0], 0, &mut page));
     }
 }

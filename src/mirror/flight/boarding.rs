@@ -622,8 +622,18 @@ mod tests {
     async fn a_full_holder_that_stays_full_costs_a_question_and_no_more() {
         let who = &[Following::May, Following::Slowly];
         let world = FullAndFollowed::turning_away(who, [FAST, 3_000_000], follow).await;
-        let asked = world.pull().await;
-        assert_eq!(asked, (vec![Following::May, Following::Slowly], 1));
+        let began = Instant::now();
+
+        let (asked, others) = world.pull().await;
+
+        // After a second, and each time after four times as long: a second question comes where the bytes took five seconds.
+        let trials = (0..).map(|n| (4_u64.pow(n + 1) - 1) / 3);
+        let took = began.elapsed().as_secs();
+        let most = trials.take_while(|at| *at <= took).count();
+        let (first, again) = asked.split_first().unwrap();
+        assert_eq!((*first, others), (Following::May, 1));
+        assert!(again.iter().all(|asked| *asked == Following::Slowly));
+        assert!((1..=most).contains(&again.len()), "{again:?} in {took} s");
     }
 
     #[tokio::test]
