@@ -174,21 +174,29 @@ mod tests {
         let file = cold(&bytes);
         let wanted = 5_u64..3 << 20;
         file.read_exact_at(&mut vec![0; 4 << 20], 0).unwrap();
-        let mut sending = Sending {
-            window: None,
-            sender: FileSender::default(),
-            range: wanted.clone(),
-            told: None,
-            file,
-        };
 
-        let mut sent = Vec::new();
-        while let Some(chunk) = sending.next().await.unwrap() {
-            sent.extend_from_slice(&chunk);
-            assert_eq!(sending.told, None);
+        let mut told = Vec::new();
+        for _ in 0..10 {
+            let mut sending = Sending {
+                window: None,
+                sender: FileSender::default(),
+                range: wanted.clone(),
+                told: None,
+                file: Arc::clone(&file),
+            };
+            let mut sent = Vec::new();
+            while let Some(chunk) = sending.next().await.unwrap() {
+                sent.extend_from_slice(&chunk);
+            }
+            assert!(sent == bytes[wanted.start as usize..wanted.end as usize]);
+            told.push(sending.told);
         }
 
-        assert!(sent == bytes[wanted.start as usize..wanted.end as usize]);
+        // A page that the kernel has in its hands at that moment counts as on the disk.
+        assert!(
+            told.iter().filter(|told| told.is_none()).count() > 5,
+            "{told:?}"
+        );
     }
 
     #[tokio::test]
