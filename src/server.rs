@@ -7,6 +7,7 @@
 mod buffers;
 pub mod flush;
 pub mod measured;
+mod pacing;
 pub mod sendfile;
 mod timer;
 

@@ -12,6 +12,8 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::pacing;
+
 /// In bytes, for all together. What the kernel keeps beside them makes it half as much again.
 const BUDGET: usize = 16 << 20;
 /// So few have buffers as large as Linux makes them, and are left alone: over a long way one needs megabytes.
@@ -33,8 +35,10 @@ pub const LEAST_UNSENT: u32 = 256 << 10;
 const UNSENT_FOR: Duration = Duration::from_millis(4);
 /// And no more than this in any case, which is what `tcp_wmem` lets be unsent.
 const MOST_UNSENT: u32 = 4 << 20;
-/// How fast somebody reads is seen in so many bytes.
+/// How fast somebody reads is seen in so many bytes of one body.
 const SAMPLE: u64 = 4 << 20;
+/// In the first ones of a connection sooner: four times what its socket takes at once is enough to tell who is slow.
+const FIRST_SAMPLE: u64 = 1 << 20;
 /// Who has been sent less may never be sent more.
 const LARGE: u64 = 256 << 10;
 /// Of files, in bytes, for all together: what has been handed to a connection that has not sent it yet, and as much again
@@ -57,6 +61,8 @@ pub struct Buffers(Arc<AtomicUsize>);
 pub struct Share {
     buffers: Buffers,
     counts: AtomicBool,
+    /// Another body has begun, and nothing of it has been sent.
+    begins: AtomicBool,
     /// What the socket takes before it has sent what it took earlier, in bytes.
     unsent: AtomicU32,
 }
@@ -72,6 +78,8 @@ pub struct Fitting {
     since: (Instant, u64),
     /// Bytes per second in the last one. None before there was one.
     rate: Option<u64>,
+    /// What is sent leaves in a steady stream.
+    is_paced: bool,
 }
 
 impl Buffers {
@@ -79,6 +87,7 @@ impl Buffers {
         Share {
             buffers: self.clone(),
             counts: AtomicBool::new(false),
+            begins: AtomicBool::new(false),
             unsent: AtomicU32::new(LEAST_UNSENT),
         }
     }
@@ -119,8 +128,14 @@ impl Share {
         self.pages().max(unsent.into())
     }
 
+    /// A body of so many bytes is going to be sent.
+    pub fn begins(&self, bytes: u64) {
+        self.begins.store(true, Ordering::Relaxed);
+        self.is_for(bytes);
+    }
+
     /// The connection has been sent so many bytes, or is going to be.
-    pub fn is_for(&self, bytes: u64) {
+    fn is_for(&self, bytes: u64) {
         if bytes >= LARGE && !self.counts.swap(true, Ordering::Relaxed) {
             self.buffers.0.fetch_add(1, Ordering::Relaxed);
         }
@@ -152,6 +167,7 @@ impl Fitting {
             size: None,
             since: (Instant::now(), 0),
             rate: None,
+            is_paced: false,
         }
     }
 
@@ -162,8 +178,17 @@ impl Fitting {
         if !self.share.counts.load(Ordering::Relaxed) {
             return;
         }
+        if !std::mem::replace(&mut self.is_paced, true) {
+            // Without it what is sent comes in bursts.
+            let _ = pacing::begin(stream);
+        }
+        // Between two bodies nobody read anything, and that was nobody's slowness.
+        if self.share.begins.swap(false, Ordering::Relaxed) {
+            self.since = (Instant::now(), self.sent);
+        }
         let (began, before) = self.since;
-        if self.sent - before >= SAMPLE {
+        let enough = self.rate.map_or(FIRST_SAMPLE, |_| SAMPLE);
+        if self.sent - before >= enough {
             let took = began.elapsed().as_micros().max(1) as u64;
             self.rate = Some((self.sent - before) * 1_000_000 / took);
             self.since = (Instant::now(), self.sent);
@@ -313,6 +338,19 @@ mod tests {
         assert_eq!(buffer(&first), 2 * MOST);
     }
 
+    #[tokio::test]
+    async fn what_is_large_leaves_in_a_steady_stream() {
+        let buffers = Buffers::default();
+        let (stream, _to) = connection().await;
+        let mut fitted = fitting(&buffers, &stream);
+
+        fitted.sent(LARGE as usize - 1, &stream);
+        assert!(!pacing::has_begun(&stream));
+
+        fitted.sent(1, &stream);
+        assert!(pacing::has_begun(&stream));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_socket_and_what_is_handed_to_it_go_with_the_rate() {
         let buffers = Buffers::default();
@@ -323,9 +361,16 @@ mod tests {
         let at_first = (unsent(), share.pages_in_memory());
         assert_eq!(at_first, (LEAST_UNSENT, MOST_PAGES as u64));
 
+        tokio::time::advance(MS).await;
+        fitted.sent(FIRST_SAMPLE as usize, &stream);
+        assert_eq!((unsent(), share.pages_in_memory()), (4 << 20, 4 << 20));
+
+        tokio::time::advance(400 * MS).await;
+        share.begins(1);
+        fitted.sent(1, &stream);
         tokio::time::advance(4 * MS).await;
         fitted.sent(SAMPLE as usize, &stream);
-        assert_eq!((unsent(), share.pages_in_memory()), (4 << 20, 4 << 20));
+        assert_eq!(unsent(), 4 << 20, "nothing was asked for in between");
 
         let others: Vec<Share> = (0..7).map(|_| buffers.share()).collect();
         others.iter().for_each(|other| other.is_for(LARGE));

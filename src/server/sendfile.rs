@@ -98,7 +98,7 @@ impl FileSender {
 
     /// A body of so many bytes begins.
     pub fn begins(&self, bytes: u64) {
-        self.share.is_for(bytes);
+        self.share.begins(bytes);
     }
 
     /// Bytes of a file to hand to this connection at once, and to have read beyond them: the fewer, the more others are
