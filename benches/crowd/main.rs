@@ -60,6 +60,10 @@ struct Options {
     /// Keep each run's logs of every Peili here; with LOG_LEVEL=debug they tell who followed whom
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
+    /// Count the first run, too. Otherwise it is made once before: memory that a virtual machine has not touched for a while
+    /// costs the containerds up to twice their CPU, and the last node three seconds
+    #[arg(long)]
+    no_warm_up: bool,
     /// Say which scenarios there are
     #[arg(long)]
     list: bool,
@@ -91,6 +95,11 @@ async fn crowd(options: Options) -> Result<()> {
     let mut runs: Vec<Run> = Vec::new();
     // What a pull costs without any network is measured once for all scenarios.
     let mut locals = BTreeMap::new();
+    if let Some((_, plan)) = plans.first().filter(|_| !options.no_warm_up) {
+        eprint!("[warm-up] {}: ", plan.scenario);
+        let run = run::run(&mut bench, plan).await;
+        eprintln!("{} ({:.0} s in all)", report::line(&run), run.took);
+    }
     for (number, (scenario, plan)) in plans.iter().enumerate() {
         let starts = format!("{:?}", plan.starts);
         let same = (plan.layers, plan.nodes, plan.fleet, starts);
