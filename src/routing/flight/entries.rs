@@ -642,7 +642,10 @@ impl Flight {
             // chain of seven that had waited for 0.8 s two became children of who led, whose link then carried each byte
             // twice (measured).
             let others = self.others(id, &asker.id, now);
-            if has_room && self.room_beside(entry, others, now) == 0 {
+            // A parent that has one lagging child of another layer says that there is no room beside the one that waits there for
+            // this one: the asker itself, which became a second child of who led (measured).
+            let has_place = others < self.children(id, now) && others < FANOUT;
+            if has_room && !has_place && self.room_beside(entry, others, now) == 0 {
                 return None;
             }
             if entry.offset < offset && !entry.is_root(now) {

@@ -686,9 +686,9 @@ fn slow_ones_join_those_who_lead_as_long_as_it_is_worth_it() {
     }
 }
 
-/// The leader's registry needs a second to its first byte, and each of those behind it comes back after 0.8 s.
-#[test]
-fn a_chain_that_waits_for_its_first_byte_stays_as_it_is() {
+/// The leader's registry needs a second to its first byte, and each of those behind it comes back after 0.8 s. Meanwhile a node
+/// says that there is room for so many beside the one that waits there.
+fn a_waiting_chain_stays_as_it_is(beside: u32) {
     let mut world = World::new();
     assert!(is_lead(&world.ask("n0", &wish(0))));
     let names: Vec<String> = (1..8).map(|n| format!("n{n}")).collect();
@@ -702,8 +702,7 @@ fn a_chain_that_waits_for_its_first_byte_stays_as_it_is() {
         for n in 1..8 {
             let waits = Standing {
                 rate: 0,
-                // The next one waits there.
-                free: FANOUT - u32::from(n < 7),
+                free: if n < 7 { beside } else { FANOUT },
                 ..follows(&format!("n{}", n - 1), 0)
             };
             world.report(&format!("n{n}"), waits);
@@ -714,6 +713,17 @@ fn a_chain_that_waits_for_its_first_byte_stays_as_it_is() {
         let said = world.ask(&format!("n{n}"), &wish(0));
         assert_eq!(parent(&said), Some(format!("n{}", n - 1).as_str()), "n{n}");
     }
+}
+
+#[test]
+fn a_chain_that_waits_for_its_first_byte_stays_as_it_is() {
+    a_waiting_chain_stays_as_it_is(FANOUT - 1);
+}
+
+/// A child of another layer lags.
+#[test]
+fn a_chain_whose_nodes_have_room_for_nobody_else_stays_as_it_is() {
+    a_waiting_chain_stays_as_it_is(0);
 }
 
 /// containerd 2.x is sent back while it waits for a first byte, and comes again when it has a place for that layer.
