@@ -214,7 +214,9 @@ async fn a_node_restarts_while_the_name_server_hangs_and_hears_of_it_when_it_is_
     // The name server alone is waited for 10 s.
     assert!(took < DIAL, "{took:?}");
 
-    // With a file that is of no use it waits, says for what, and goes on when it is told.
+    // With a file that is of no use it waits, says for what, and goes on when it is told. Nobody is to call it meanwhile, as the
+    // first one would, which knows it from before.
+    first.stop_peili().await.unwrap();
     second.stop_peili().await.unwrap();
     std::fs::write(&file, "# Peili's known peers, 1.\nnonsense\n").unwrap();
     second.spawn_peili(&options).await.unwrap();
@@ -233,6 +235,7 @@ async fn a_node_restarts_while_the_name_server_hangs_and_hears_of_it_when_it_is_
         "{}",
         answer.text()
     );
+    first.spawn_peili(&options).await.unwrap();
     lab.dns().go_on().unwrap();
     knows(&second, 1).await;
     eventually("the end of the trouble", AT_ALL, async || {

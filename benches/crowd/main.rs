@@ -60,8 +60,8 @@ struct Options {
     /// Keep each run's logs of every Peili here; with LOG_LEVEL=debug they tell who followed whom
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
-    /// Count the first run, too. Otherwise it is made once before: memory that a virtual machine has not touched for a while
-    /// costs the containerds up to twice their CPU, and the last node three seconds
+    /// Begin with what counts. Otherwise the largest run is made once before all: memory that a virtual machine has not
+    /// touched for a while costs the containerds up to twice their CPU, and the last node three seconds
     #[arg(long)]
     no_warm_up: bool,
     /// Say which scenarios there are
@@ -95,7 +95,9 @@ async fn crowd(options: Options) -> Result<()> {
     let mut runs: Vec<Run> = Vec::new();
     // What a pull costs without any network is measured once for all scenarios.
     let mut locals = BTreeMap::new();
-    if let Some((_, plan)) = plans.first().filter(|_| !options.no_warm_up) {
+    let size = |plan: &Plan<'_>| plan.nodes as u64 * plan.layers.count as u64 * plan.layers.mib;
+    let largest = plans.iter().max_by_key(|(_, plan)| size(plan));
+    if let Some((_, plan)) = largest.filter(|_| !options.no_warm_up) {
         eprint!("[warm-up] {}: ", plan.scenario);
         let run = run::run(&mut bench, plan).await;
         eprintln!("{} ({:.0} s in all)", report::line(&run), run.took);

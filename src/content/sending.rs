@@ -162,7 +162,7 @@ mod tests {
         let asked = beyond.clone().count();
         let read = beyond.filter(|at| is_in_memory(&file, *at)).count();
         // A kernel begins to read what it is asked for, and a disk may have brought it before it looks once more.
-        assert!(read < asked / 4, "{read} of {asked}");
+        assert!(read < asked / 10, "{read} of {asked}");
 
         let rest: Vec<Bytes> = body.try_collect().await.unwrap();
         assert!(rest.concat() == bytes[CHUNK as usize..]);

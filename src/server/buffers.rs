@@ -35,10 +35,12 @@ pub const LEAST_UNSENT: u32 = 256 << 10;
 const UNSENT_FOR: Duration = Duration::from_millis(4);
 /// And no more than this in any case, which is what `tcp_wmem` lets be unsent.
 const MOST_UNSENT: u32 = 4 << 20;
-/// How fast somebody reads is seen in so many bytes of one body.
+/// How fast somebody reads is seen in so many bytes.
 const SAMPLE: u64 = 4 << 20;
-/// In the first ones of a connection sooner: four times what its socket takes at once is enough to tell who is slow.
+/// The first time sooner: four times what its socket takes at once is enough to tell who is slow.
 const FIRST_SAMPLE: u64 = 1 << 20;
+/// Nor by the first bytes, while TCP finds out what the way takes.
+const SLOW_START: u64 = 512 << 10;
 /// Who has been sent less may never be sent more.
 const LARGE: u64 = 256 << 10;
 /// Of files, in bytes, for all together: what has been handed to a connection that has not sent it yet, and as much again
@@ -61,7 +63,7 @@ pub struct Buffers(Arc<AtomicUsize>);
 pub struct Share {
     buffers: Buffers,
     counts: AtomicBool,
-    /// Another body has begun, and nothing of it has been sent.
+    /// Another file has begun, and nothing of it has been sent.
     begins: AtomicBool,
     /// What the socket takes before it has sent what it took earlier, in bytes.
     unsent: AtomicU32,
@@ -76,6 +78,8 @@ pub struct Fitting {
     size: Option<usize>,
     /// The sample under way: when it began, and what had been sent.
     since: (Instant, u64),
+    /// When something was last written.
+    last: Instant,
     /// Bytes per second in the last one. None before there was one.
     rate: Option<u64>,
     /// What is sent leaves in a steady stream.
@@ -166,6 +170,7 @@ impl Fitting {
             sent: 0,
             size: None,
             since: (Instant::now(), 0),
+            last: Instant::now(),
             rate: None,
             is_paced: false,
         }
@@ -178,20 +183,27 @@ impl Fitting {
         if !self.share.counts.load(Ordering::Relaxed) {
             return;
         }
-        if !std::mem::replace(&mut self.is_paced, true) {
+        let now = Instant::now();
+        let last = std::mem::replace(&mut self.last, now);
+        let is_first = !std::mem::replace(&mut self.is_paced, true);
+        if is_first {
             // Without it what is sent comes in bursts.
             let _ = pacing::begin(stream);
         }
-        // Between two bodies nobody read anything, and that was nobody's slowness.
+        // Between two files nobody read anything, and that was nobody's slowness.
         if self.share.begins.swap(false, Ordering::Relaxed) {
-            self.since = (Instant::now(), self.sent);
+            self.since.0 += now.saturating_duration_since(last);
+        }
+        if is_first || self.rate.is_none() && self.sent <= SLOW_START {
+            self.since = (now, self.sent);
         }
         let (began, before) = self.since;
         let enough = self.rate.map_or(FIRST_SAMPLE, |_| SAMPLE);
         if self.sent - before >= enough {
-            let took = began.elapsed().as_micros().max(1) as u64;
+            let took = now.saturating_duration_since(began);
+            let took = took.as_micros().max(1) as u64;
             self.rate = Some((self.sent - before) * 1_000_000 / took);
-            self.since = (Instant::now(), self.sent);
+            self.since = (now, self.sent);
         }
         let many = self.share.many();
         let unsent = unsent(self.rate.unwrap_or(0), many);
@@ -361,6 +373,7 @@ mod tests {
         let at_first = (unsent(), share.pages_in_memory());
         assert_eq!(at_first, (LEAST_UNSENT, MOST_PAGES as u64));
 
+        fitted.sent(SLOW_START as usize, &stream);
         tokio::time::advance(MS).await;
         fitted.sent(FIRST_SAMPLE as usize, &stream);
         assert_eq!((unsent(), share.pages_in_memory()), (4 << 20, 4 << 20));

@@ -619,7 +619,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_holder_that_stays_full_costs_a_question_and_no_more() {
+    async fn a_full_holder_that_stays_full_is_asked_more_and_more_rarely() {
         let who = &[Following::May, Following::Slowly];
         let world = FullAndFollowed::turning_away(who, [FAST, 3_000_000], follow).await;
         let began = Instant::now();

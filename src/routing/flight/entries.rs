@@ -64,6 +64,8 @@ pub struct Entry {
     asking_since: Instant,
     /// When it was last told whom to follow.
     told: Option<Instant>,
+    /// Its containerd had it in its queue since then, and somebody else may be where it waited.
+    was_queued: bool,
     /// When it last said that it got something, or that its containerd would come to it.
     sign: Option<Instant>,
     pub heard: Instant,
@@ -121,6 +123,7 @@ impl Entry {
             asked: 0,
             asking_since: now,
             told: None,
+            was_queued: false,
             sign: None,
             heard: now,
         }
@@ -172,6 +175,7 @@ impl Entry {
     /// It has just been told to follow `parent`.
     pub fn follows(&mut self, parent: &PeerId, now: Instant) {
         self.told = Some(now);
+        self.was_queued = false;
         self.role = Role::Follows {
             parent: parent.clone(),
             is_queued: false,
@@ -262,7 +266,7 @@ impl Flight {
             entry.heard = now;
             entry.node = from.clone();
             if let Role::Follows { is_queued, .. } = &mut entry.role {
-                *is_queued = false;
+                entry.was_queued |= std::mem::take(is_queued);
             }
             if entry.asked != wish.offset || entry.role == Role::Holds {
                 entry.asked = wish.offset;
@@ -644,7 +648,10 @@ impl Flight {
             let others = self.others(id, &asker.id, now);
             // A parent that has one lagging child of another layer says that there is no room beside the one that waits there for
             // this one: the asker itself, which became a second child of who led (measured).
-            let has_place = others < self.children(id, now) && others < FANOUT;
+            let waits_there = self
+                .entry(&asker.id)
+                .is_some_and(|asker| !asker.was_queued && asker.is_child(id, now));
+            let has_place = waits_there && others < FANOUT && entry.role != Role::Holds;
             if has_room && !has_place && self.room_beside(entry, others, now) == 0 {
                 return None;
             }

@@ -726,6 +726,31 @@ fn a_chain_whose_nodes_have_room_for_nobody_else_stays_as_it_is() {
     a_waiting_chain_stays_as_it_is(0);
 }
 
+/// Somebody else waits meanwhile where it did, and there is room for no more.
+#[test]
+fn who_was_sent_back_is_nobodys_second_child_for_having_been_there() {
+    let mut world = World::new();
+    assert!(is_lead(&world.ask("n0", &wish(0))));
+    assert_eq!(parent(&world.ask("n1", &wish(0))), Some("n0"));
+    world.pass(650);
+    let queued = Part::Follows {
+        parent: PeerId::new("n0"),
+        is_queued: true,
+    };
+    world.report("n0", leads(0));
+    world.report("n1", standing(queued, 0));
+    assert_eq!(parent(&world.ask("n2", &wish(0))), Some("n0"));
+    world.pass(260);
+    let full = |standing| Standing {
+        free: 0,
+        ..standing
+    };
+    world.report("n0", full(leads(0)));
+    world.report("n2", follows("n0", 0));
+
+    assert_eq!(parent(&world.ask("n1", &wish(0))), Some("n2"));
+}
+
 /// containerd 2.x is sent back while it waits for a first byte, and comes again when it has a place for that layer.
 #[test]
 fn who_was_sent_back_has_no_place_until_it_comes_again() {
